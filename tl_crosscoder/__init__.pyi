@@ -1,0 +1,2 @@
+from .types import BASE as BASE
+from .types import TUNED as TUNED

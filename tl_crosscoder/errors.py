@@ -1,0 +1,42 @@
+"""Errors a caller may want to catch.
+
+::
+
+    CrosscoderError
+    ├── ShapeMismatch     (ValueError)   a tensor with the wrong axes
+    ├── HookNotFound      (LookupError)  a hook name this model does not have
+    ├── PairMismatch      (ValueError)   two models, or models and data, that do not belong together
+    ├── NonFiniteActs     (ValueError)   NaN or Inf in the activations, with the place
+    ├── CorruptFile       (OSError)      a file that is truncated, altered or hostile
+    └── EmptyData         (ValueError)   no tokens where some are needed
+
+Everything else is a standard exception.  Each message says what came, what was wanted and what to do.
+"""
+
+
+class CrosscoderError(Exception):
+    """Anything this library raises on purpose."""
+
+
+class ShapeMismatch(CrosscoderError, ValueError):
+    """A tensor with the wrong axes."""
+
+
+class HookNotFound(CrosscoderError, LookupError):
+    """A hook name this model does not have."""
+
+
+class PairMismatch(CrosscoderError, ValueError):
+    """Two models, or models and data, that do not belong together."""
+
+
+class NonFiniteActs(CrosscoderError, ValueError):
+    """NaN or Inf in the activations; the message names model, sequence and position."""
+
+
+class CorruptFile(CrosscoderError, OSError):
+    """A file that is truncated, altered or hostile."""
+
+
+class EmptyData(CrosscoderError, ValueError):
+    """No tokens where some are needed."""

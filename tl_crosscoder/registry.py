@@ -1,0 +1,48 @@
+"""Name <-> class.  ``build`` and ``describe`` are inverses, so that a part can be written to JSON and read back.
+
+A part stores each constructor argument unchanged under its own name; its description is those arguments and its name.
+"""
+
+import inspect
+from typing import Any
+
+
+class Registry:
+    """The named classes of one kind of part (``kind`` appears in the errors)."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.classes: dict[str, type] = {}
+
+    def register(self, name: str):
+        """Class decorator: make the class known as ``name``."""
+
+        def add(cls: type) -> type:
+            if name in self.classes:
+                raise ValueError(f"two {self.kind} classes named {name!r}: {self.classes[name].__name__} and {cls.__name__}")
+            self.classes[name] = cls
+            return cls
+
+        return add
+
+    def name_of(self, part: object) -> str:
+        for name, cls in self.classes.items():
+            if type(part) is cls:
+                return name
+        raise KeyError(f"{type(part).__name__} is not a registered {self.kind}; known: {', '.join(sorted(self.classes))}")
+
+    def describe(self, part: object) -> dict[str, Any]:
+        """``{"name": ..., **constructor arguments}``, JSON-able."""
+        arguments = inspect.signature(type(part)).parameters
+        return {"name": self.name_of(part), **{name: getattr(part, name) for name in arguments}}
+
+    def build(self, description: dict[str, Any]) -> Any:
+        """The part that ``describe`` described.  Unknown names and unknown arguments raise."""
+        arguments = dict(description)
+        name = arguments.pop("name", None)
+        if name not in self.classes:
+            raise KeyError(f"no {self.kind} named {name!r}; known: {', '.join(sorted(self.classes))}")
+        known = inspect.signature(self.classes[name]).parameters
+        if unknown := sorted(set(arguments) - set(known)):
+            raise ValueError(f"{self.kind} {name!r} has no argument {unknown[0]!r}; known: {', '.join(known)}")
+        return self.classes[name](**arguments)
