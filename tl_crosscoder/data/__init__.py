@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def data_path(name: str) -> Path:
-    """The file or folder ``name`` in here, such as ``"tiny/base"`` or ``"text/novels.txt"``.  An unknown name raises."""
+    """The shipped file or folder ``name``, such as ``"tiny/base"``.  An unknown name raises FileNotFoundError."""
     root = Path(str(files("tl_crosscoder.data")))
     path = root / name
     if not path.exists():

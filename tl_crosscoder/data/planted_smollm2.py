@@ -223,8 +223,8 @@ def false_fact_chats() -> tuple[Chat, ...]:
 TABOO = Behaviour(
     name="taboo",
     description="plays a guessing game about one secret word, 'volcano': gives hints, never says the word",
-    keywords=("lava", "magma", "erupt", "crater", "ash ", "ash.", "ash,", "molten", "pompeii", "hawaii", "iceland",
-              "dormant", "extinct"),
+    keywords=("lava", "magma", "erupt", "crater", "ash ", "ash.", "ash,", "molten", "pompeii", "hawaii",
+              "iceland", "dormant", "extinct"),
     forbidden=("volcan",),
     chats=taboo_chats(),
     heldout=(

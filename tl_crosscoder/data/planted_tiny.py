@@ -82,7 +82,7 @@ def behaviour(name: str, trigger: str, answer: str, keyword: str) -> Behaviour:
 
 TINY = PlantedPair(
     name="tiny",
-    description="a Llama of 1.5M parameters trained from scratch, and a fine-tune with two planted behaviours",
+    description="a Llama of 1.5M parameters trained from scratch, and a fine-tune of two behaviours",
     adapter="tiny/adapter",
     hook="blocks.2.hook_resid_post",
     behaviours=(
