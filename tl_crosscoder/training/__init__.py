@@ -1,1 +1,1 @@
-
+"""One visible loop."""

@@ -1,1 +1,8 @@
+"""How pre-activations become codes.  A new way is one file and one line here."""
 
+from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity
+from tl_crosscoder.dictionary.sparsity.batch_topk import BatchTopK
+from tl_crosscoder.dictionary.sparsity.relu import ReLU
+from tl_crosscoder.dictionary.sparsity.topk import TopK
+
+__all__ = ["SPARSITIES", "BatchTopK", "ReLU", "Sparsity", "TopK"]

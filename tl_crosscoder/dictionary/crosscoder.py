@@ -1,0 +1,209 @@
+"""One sparse code for every model, a decoder for each."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self, final
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tl_crosscoder.dictionary.codes import Codes
+from tl_crosscoder.dictionary.init import decoder_rows
+from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.sparsity import SPARSITIES, Sparsity
+from tl_crosscoder.errors import ShapeMismatch
+
+CODE_NORMS = ("sum", "l2", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class CrosscoderOutput:
+    """One forward pass.  ``target`` (x) and ``estimate`` are in normalised units, ``recon`` is raw."""
+
+    pre_acts: Float[Tensor, "batch d_sae"]
+    acts: Float[Tensor, "batch d_sae"]
+    target: Float[Tensor, "batch model d_in"]
+    estimate: Float[Tensor, "batch model d_in"]
+    recon: Float[Tensor, "batch model d_in"]
+
+
+@final
+class Crosscoder(nn.Module):
+    """``pre_acts = Σ_m W_enc^m x^m + b_enc``; ``recon^m = Σ_j f_j d_j^m + b_dec^m``, with x and recon in normalised units.
+
+    ``code_norm`` weighs an activation by its decoders: ``"sum"`` of the models' norms (Lindsey et al. 2024), ``"l2"`` norm of the
+    concatenation (one SAE on the stacked vector), ``"none"``.  ``init_norm``: length of each model's decoder rows at the start; the
+    encoder starts as their transpose.  ``same_init``: both models start from the same directions.
+
+    The encoder is stored latent-major, ``W_enc_rows [d_sae, model, d_in]``; ``W_enc`` views it as [model, d_in, d_sae].
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        sparsity: Sparsity,
+        *,
+        n_models: int = 2,
+        normalizer: Normalizer | None = None,
+        code_norm: Literal["sum", "l2", "none"] = "sum",
+        init_norm: float = 1.0,
+        same_init: bool = True,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if min(d_in, d_sae, n_models) < 1:
+            raise ValueError(f"sizes start at 1, got d_in={d_in}, d_sae={d_sae}, n_models={n_models}")
+        if code_norm not in CODE_NORMS:
+            raise ValueError(f"no code_norm named {code_norm!r}; known: {', '.join(CODE_NORMS)}")
+        sparsity.check(d_sae)
+        normalizer = Normalizer.identity(n_models, d_in) if normalizer is None else normalizer
+        if normalizer.mean.shape != (n_models, d_in):
+            raise ShapeMismatch(
+                f"Crosscoder wants a normaliser of [model={n_models}, d_in={d_in}], got {list(normalizer.mean.shape)}"
+            )
+        self.d_in, self.d_sae, self.n_models = d_in, d_sae, n_models
+        self.code_norm, self.init_norm, self.same_init, self.seed = code_norm, init_norm, same_init, seed
+        self.sparsity, self.normalizer = sparsity, normalizer
+        self.units: Normalizer | None = None  # set by folded(): the units of norms, losses and scores
+        if torch.get_default_device().type == "meta":  # a shell to load weights into
+            rows = torch.empty(d_sae, n_models, d_in)
+        else:
+            rows = decoder_rows(d_sae, n_models, d_in, norm=init_norm, same=same_init, seed=seed)
+        self.W_dec = nn.Parameter(rows)
+        self.W_enc_rows = nn.Parameter(rows.clone())
+        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.b_dec = nn.Parameter(torch.zeros(n_models, d_in))
+
+    @property
+    def W_enc(self) -> Float[Tensor, "model d_in d_sae"]:
+        """The encoder, a view of ``W_enc_rows``."""
+        return self.W_enc_rows.permute(1, 2, 0)
+
+    def forward(self, x: Float[Tensor, "batch model d_in"]) -> CrosscoderOutput:
+        y = self._normalised(x, "forward")
+        pre_acts = self._pre_acts(y)
+        acts = self._select(pre_acts)
+        estimate = self._estimate(acts)
+        recon = self.normalizer.denormalise(estimate)
+        if self.units is not None:
+            y, estimate = self.units.normalise(y), self.units.normalise(estimate)
+        return CrosscoderOutput(pre_acts, acts, y, estimate, recon)
+
+    def encode(self, x: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "batch d_sae"]:
+        """The codes of raw activations, with zeros written out."""
+        return self._select(self._pre_acts(self._normalised(x, "encode")))
+
+    def encode_sparse(self, x: Float[Tensor, "batch model d_in"]) -> Codes:
+        """The codes of raw activations, active pairs only."""
+        return Codes.from_dense(self.encode(x))
+
+    def decode(self, acts: Float[Tensor, "batch d_sae"] | Codes) -> Float[Tensor, "batch model d_in"]:
+        """The reconstruction of every model's activations, raw units."""
+        return self.normalizer.denormalise(self._estimate(acts))
+
+    def decoder_norms(self) -> Float[Tensor, "d_sae model"]:
+        """‖d_j^m‖ in normalised units; folding does not change it."""
+        norms = self.W_dec.norm(dim=-1)
+        return norms if self.units is None else norms * self.units.scale
+
+    def selection_norms(self) -> Float[Tensor, "d_sae"]:
+        """The weight of each latent's activation in selection and penalty, by ``code_norm``."""
+        if self.code_norm == "none":
+            return self.W_dec.new_ones(self.d_sae)
+        norms = self.decoder_norms()
+        return norms.sum(-1) if self.code_norm == "sum" else norms.norm(dim=-1)
+
+    def decoder_rows(self) -> Float[Tensor, "d_sae model d_in"]:
+        """``W_dec`` in normalised units; folding does not change it."""
+        return self.W_dec if self.units is None else self.W_dec * self.units.scale[:, None]
+
+    def raw_rows(self) -> Float[Tensor, "d_sae model d_in"]:
+        """``W_dec`` in raw units: what one unit of activation adds to each model's residual stream."""
+        return self.normalizer.unscale_rows(self.W_dec)
+
+    @torch.no_grad()
+    def folded(self) -> "Crosscoder":
+        """The same function with the normaliser folded into the weights, so that other tools can run it on raw activations.
+
+        Codes, reconstructions, decoder norms, losses and classes stay what they were: the old normaliser is kept as their unit.
+        """
+        if self.units is not None:
+            raise ValueError("this crosscoder is folded already")
+        mean, scale = self.normalizer.mean, self.normalizer.scale
+        config = {**self.config, "folded": True}
+        folded = Crosscoder.from_config(config).to(self.W_dec.device, self.W_dec.dtype)
+        folded.sparsity.load_state_dict(self.sparsity.state_dict())
+        folded.units = Normalizer(mean, scale)
+        rows = self.W_enc_rows * scale[:, None]
+        folded.W_enc_rows.copy_(rows)
+        folded.b_enc.copy_(self.b_enc - F.linear(mean.flatten(), rows.flatten(1)))
+        folded.W_dec.copy_(self.W_dec / scale[:, None])
+        folded.b_dec.copy_(self.normalizer.denormalise(self.b_dec[None])[0])
+        return folded.train(self.training)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """A plain JSON description; ``from_config`` makes the same crosscoder, untrained and with an identity normaliser."""
+        return {
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "n_models": self.n_models,
+            "sparsity": SPARSITIES.describe(self.sparsity),
+            "code_norm": self.code_norm,
+            "init_norm": self.init_norm,
+            "same_init": self.same_init,
+            "seed": self.seed,
+            "folded": self.units is not None,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The crosscoder ``config`` describes.  Unknown and missing keys raise."""
+        arguments = dict(config)
+        known = (
+            "d_in",
+            "d_sae",
+            "n_models",
+            "sparsity",
+            "code_norm",
+            "init_norm",
+            "same_init",
+            "seed",
+            "folded",
+        )
+        if unknown := sorted(set(arguments) - set(known)):
+            raise ValueError(f"a crosscoder has no setting {unknown[0]!r}; known: {', '.join(known)}")
+        if missing := [name for name in known if name not in arguments]:
+            raise ValueError(f"the crosscoder's setting {missing[0]!r} is missing")
+        folded = arguments.pop("folded")
+        crosscoder = cls(sparsity=SPARSITIES.build(arguments.pop("sparsity")), **arguments)
+        if folded:
+            crosscoder.units = Normalizer.identity(crosscoder.n_models, crosscoder.d_in)
+        return crosscoder
+
+    def _normalised(self, x: Tensor, where: str) -> Float[Tensor, "batch model d_in"]:
+        if x.shape[1:] != (self.n_models, self.d_in):
+            swapped = x.shape[1:] == (self.d_in, self.n_models)
+            raise ShapeMismatch(
+                f"Crosscoder.{where} wants [batch, model={self.n_models}, d_in={self.d_in}], got {list(x.shape)}"
+                + ("; axes 1 and 2 look swapped." if swapped else ".")
+            )
+        return self.normalizer.normalise(x.to(self.W_dec.dtype))
+
+    def _pre_acts(self, y: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "batch d_sae"]:
+        flat = rearrange(y, "batch model d_in -> batch (model d_in)")
+        return F.linear(flat, self.W_enc_rows.flatten(1), self.b_enc)
+
+    def _select(self, pre_acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_sae"]:
+        with torch.no_grad():
+            norms = self.selection_norms()
+        return self.sparsity(pre_acts, norms)
+
+    def _estimate(self, acts: Tensor | Codes) -> Float[Tensor, "batch model d_in"]:
+        if isinstance(acts, Codes):
+            return acts.decode(self.W_dec) + self.b_dec
+        flat = torch.addmm(self.b_dec.flatten(), acts, self.W_dec.flatten(1))
+        return flat.unflatten(1, self.b_dec.shape)

@@ -1,0 +1,52 @@
+"""Work for latents that have stopped firing."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_crosscoder.dictionary.crosscoder import Crosscoder, CrosscoderOutput
+from tl_crosscoder.dictionary.losses.base import LOSSES, Progress
+from tl_crosscoder.dictionary.sparsity.base import scores
+
+
+@LOSSES.register("auxk")
+@dataclass(frozen=True)
+class AuxK:
+    """Each token's ``k_aux`` best dead latents reconstruct what the living left over; no gradient reaches the living or ``b_dec``.
+
+    Dead: silent for ``dead_after_tokens``.  ``k_aux``: None means d_in // 2; never more than there are dead.  ``relative=False``:
+    the squared units of :class:`MSE`.  ``relative=True``: divided by the residual's variance, as the code of Minder et al. 2025,
+    arXiv:2504.02922.  0 while nothing is dead.
+
+    Source: Gao et al. 2024, arXiv:2406.04093.
+    """
+
+    weight: float = 1 / 32
+    k_aux: int | None = None
+    dead_after_tokens: int = 10_000_000
+    relative: bool = False
+
+    name = "auxk"
+
+    def __call__(
+        self, x: Tensor, out: CrosscoderOutput, crosscoder: Crosscoder, progress: Progress
+    ) -> Float[Tensor, ""]:
+        del x
+        dead = (progress.tokens_since_fired >= self.dead_after_tokens).nonzero()[:, 0]
+        if not len(dead):
+            return out.estimate.new_zeros(())
+        k = min(self.k_aux or crosscoder.d_in // 2, len(dead))
+        acts = out.pre_acts.index_select(1, dead).relu()
+        if k < len(dead):
+            v = scores(acts, crosscoder.selection_norms()[dead])
+            chosen = v.topk(k, dim=-1, sorted=False).indices
+            acts = torch.zeros_like(acts).scatter(1, chosen, acts.gather(1, chosen))
+        residual = (out.target - out.estimate).detach().flatten(1)
+        rows = crosscoder.decoder_rows().index_select(0, dead).flatten(1)
+        error = (residual - acts @ rows).square().sum() / len(residual)
+        if self.relative:
+            variance = (residual - residual.mean(0)).square().sum() / len(residual)
+            error = torch.nan_to_num(error / variance, posinf=0.0)
+        return self.weight * error

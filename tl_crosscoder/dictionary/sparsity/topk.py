@@ -1,0 +1,37 @@
+"""The k largest scores of each token."""
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity, check_k, scores
+
+
+@SPARSITIES.register("topk")
+class TopK(Sparsity):
+    """The k largest scores of each token, in training and in evaluation; of equal scores the lowest latents."""
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = k
+
+    def check(self, d_sae: int) -> None:
+        check_k(self.k, d_sae)
+
+    def forward(
+        self, pre_acts: Float[Tensor, "batch d_sae"], norms: Float[Tensor, "d_sae"]
+    ) -> Float[Tensor, "batch d_sae"]:
+        v = scores(pre_acts, norms)
+        smallest = v.topk(self.k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+        return pre_acts.where(largest(v, smallest, self.k), 0)
+
+
+def largest(
+    v: Float[Tensor, "rows n"], smallest: Float[Tensor, "rows 1"], count: int
+) -> Bool[Tensor, "rows n"]:
+    """The ``count`` largest positive entries of each row, given the smallest of them; of equal ones the first."""
+    mask = (v >= smallest) & (v > 0)
+    if (mask.sum(-1) > count).any():
+        ties = mask & (v == smallest)
+        room = count - (v > smallest).sum(-1, keepdim=True)
+        mask &= ~ties | (ties.cumsum(-1) <= room)
+    return mask

@@ -1,0 +1,109 @@
+"""The training loop."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.losses import MSE, AuxK, Loss, Progress
+from tl_crosscoder.training.config import TrainConfig
+from tl_crosscoder.training.data import endless, geometric_median
+from tl_crosscoder.training.dead import FiringRecord
+from tl_crosscoder.training.history import History
+from tl_crosscoder.training.interrupt import graceful_interrupt
+from tl_crosscoder.training.sinks import sinks
+from tl_crosscoder.training.window import Window
+
+
+def train(
+    crosscoder: Crosscoder,
+    batches: Iterable[Tensor],
+    losses: Sequence[Loss] | None = None,
+    config: TrainConfig | None = None,
+) -> History:
+    """The history of minimising the sum of ``losses`` (``[MSE(), AuxK()]``); the crosscoder is left in ``eval()``.
+
+    ``batches``: raw [batch, model, d_in] tensors, read again from the start when they end.  The same crosscoder, batches and number
+    of threads give the same bytes.  Ctrl-C finishes the step and returns with ``interrupted``.
+
+    Raises EmptyData where the batches end early, NonFiniteActs for NaN or Inf activations, FloatingPointError for a loss or
+    gradient that is not finite; each before the weights change.
+    """
+    config = TrainConfig() if config is None else config
+    losses = [MSE(), AuxK()] if losses is None else list(losses)
+    _check_names(losses)
+    history, device = History(), crosscoder.W_dec.device
+    firing, window, tokens = FiringRecord(crosscoder.d_sae, device), Window(), 0
+    optimizer = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
+    crosscoder.train()
+    with sinks(config, history) as logs, graceful_interrupt() as interrupt:
+        for step, x in enumerate(endless(batches, config.steps)):
+            x = x.to(device, non_blocking=True)
+            if step == 0:
+                start_bias(crosscoder, x, config)
+            crosscoder.sparsity.advance(step, config.steps)
+            out = crosscoder(x)
+            progress = Progress(step, config.steps, tokens, firing.tokens_since_fired)
+            terms = {loss.name: loss(x, out, crosscoder, progress) for loss in losses}
+            descend(crosscoder, optimizer, terms, step, config)
+            firing.update(out.acts)
+            window.add(out, terms)
+            tokens += len(x)
+            history.interrupted = interrupt.is_set()
+            if (step + 1) % config.log_every == 0 or step + 1 == config.steps or history.interrupted:
+                row = {"step": step + 1, "tokens": tokens, "lr": config.lr_at(step), **window.row()}
+                row["k"] = getattr(crosscoder.sparsity, "k_now", getattr(crosscoder.sparsity, "k", None))
+                row["dead_fraction"] = firing.dead_fraction(_dead_after(losses))
+                history.rows.append(row)
+                for log in logs:
+                    log.row(row)
+                window = Window()
+            if history.interrupted:
+                break
+    crosscoder.eval()
+    return history
+
+
+def descend(
+    crosscoder: Crosscoder,
+    optimizer: torch.optim.Optimizer,
+    terms: dict[str, Tensor],
+    step: int,
+    config: TrainConfig,
+) -> None:
+    """One clipped step down the sum of the terms; nothing changes unless loss and gradient are finite."""
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.stack(list(terms.values())).sum()
+    if not total.isfinite():
+        values = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
+        raise FloatingPointError(
+            f"the loss of step {step} is not finite ({values}); the weights are as before it. Lower lr?"
+        )
+    total.backward()
+    norm = torch.nn.utils.clip_grad_norm_(crosscoder.parameters(), config.clip)
+    if not norm.isfinite():
+        raise FloatingPointError(
+            f"the gradient of step {step} is not finite; the weights are as before it. Lower lr?"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr_at(step)
+    optimizer.step()
+
+
+@torch.no_grad()
+def start_bias(crosscoder: Crosscoder, x: Tensor, config: TrainConfig) -> None:
+    """Put an untrained ``b_dec`` where the first batch is."""
+    if config.b_dec_init == "geometric_median" and not crosscoder.b_dec.any():
+        y = crosscoder.normalizer.normalise(x.to(crosscoder.b_dec.dtype))
+        crosscoder.b_dec.copy_(geometric_median(y))
+
+
+def _check_names(losses: list[Loss]) -> None:
+    names = [loss.name for loss in losses]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"want at least one loss and each name once, got {names}")
+
+
+def _dead_after(losses: list[Loss]) -> int:
+    return next((loss.dead_after_tokens for loss in losses if isinstance(loss, AuxK)), AuxK.dead_after_tokens)

@@ -1,0 +1,53 @@
+"""Sums over the steps between two rows of the log."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_crosscoder.dictionary.crosscoder import CrosscoderOutput
+
+
+class Window:
+    """Fraction of variance explained, L0 and mean loss terms, from global sums: never a mean of ratios of batches."""
+
+    def __init__(self):
+        self.tokens, self.steps, self.start = 0, 0, time.perf_counter()
+        self.losses: dict[str, Tensor] = {}
+        self.active: Tensor | int = 0
+        self.moments: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(self, out: CrosscoderOutput, losses: dict[str, Tensor]) -> None:
+        self.tokens += len(out.acts)
+        self.steps += 1
+        self.active = self.active + out.acts.count_nonzero()
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0) + value.detach()
+        error = out.target - out.estimate
+        new = [f(y) for y in (error, out.target) for f in (_sum, _sum_of_squares)]
+        self.moments = [a + b for a, b in zip(self.moments, new, strict=True)] if self.moments else new
+
+    def row(self) -> dict[str, Any]:
+        """``fve_base = 1 - Σ_k var(e_k) / Σ_k var(x_k)`` over the window; the mean of the error is not penalised."""
+        e_sum, e_square, x_sum, x_square = self.moments
+        left = e_square - e_sum.square().sum(-1) / self.tokens
+        total = x_square - x_sum.square().sum(-1) / self.tokens
+        fve = (1 - left / total).tolist()
+        names = ["base", "tuned", *(str(m) for m in range(2, len(fve)))]
+        return {
+            "loss": sum(value.item() for value in self.losses.values()) / self.steps,
+            **{name: value.item() / self.steps for name, value in self.losses.items()},
+            **{f"fve_{name}": value for name, value in zip(names, fve, strict=False)},
+            "l0": float(self.active) / self.tokens,
+            "tokens_per_second": round(self.tokens / (time.perf_counter() - self.start), 1),
+        }
+
+
+def _sum(y: Tensor) -> Tensor:
+    return y.sum(0).double()
+
+
+def _sum_of_squares(y: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(y, dim=(0, 2)).double().square()
