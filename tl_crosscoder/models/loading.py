@@ -1,0 +1,72 @@
+"""Models and tokenizers from a local folder or the Hub: safetensors only, never a model's own code."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str = "float32",
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    attention: str | None = None,
+) -> Any:
+    """A causal language model in eval mode, its weights in ``dtype`` on ``device``."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        str(name),
+        dtype=as_dtype(dtype),
+        revision=revision or "main",
+        attn_implementation=attention,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return model.to(device).eval()
+
+
+def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
+    """The tokenizer that lies beside the model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(name), revision=revision or "main", trust_remote_code=False)
+
+
+def load_adapter(model: Any, adapter: str | Path) -> Any:
+    """``model`` with the PEFT adapter of a folder or Hub repository attached; without ``adapter_model.safetensors`` it is refused."""
+    from huggingface_hub import snapshot_download
+    from peft import PeftModel
+
+    folder = Path(adapter)
+    if not folder.is_dir():
+        folder = Path(
+            snapshot_download(
+                str(adapter), allow_patterns=["adapter_config.json", "adapter_model.safetensors"]
+            )
+        )
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{adapter} has no adapter_model.safetensors; save the adapter with safetensors"
+        )
+    return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def with_template(tokenizer: Any, other: Any) -> Any:
+    """``tokenizer``, given ``other``'s chat template if it has none of its own."""
+    if (
+        getattr(tokenizer, "chat_template", None) is None
+        and getattr(other, "chat_template", None) is not None
+    ):
+        tokenizer.chat_template = other.chat_template
+    return tokenizer
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """``"bfloat16"`` as ``torch.bfloat16``."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype must be one of torch's, such as 'float32' or 'bfloat16', got {dtype!r}")
+    return found
