@@ -1,0 +1,97 @@
+"""TokenBatch: a padded batch of token sequences, and the one place that decides masks and positions.
+
+The mask comes from ``attention_mask``, never from the ids: padding is often the end-of-turn token.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tl_crosscoder.errors import EmptyData, ShapeMismatch
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Padded sequences with one flag tensor for each thing that is known about a token.
+
+    ``attention_mask``: real tokens.  ``special``: the tokenizer's special tokens.  ``template``: what the
+    chat template wrote and no message said (role headers, end of turn, BOS).  ``assistant``: words of an
+    assistant turn.  ``preamble``: the prefix that all chats of the corpus share.  Padding has no flags.
+    """
+
+    ids: Int[Tensor, "seq pos"]
+    attention_mask: Bool[Tensor, "seq pos"]
+    special: Bool[Tensor, "seq pos"]
+    template: Bool[Tensor, "seq pos"]
+    assistant: Bool[Tensor, "seq pos"]
+    preamble: Bool[Tensor, "seq pos"]
+
+    @classmethod
+    def from_ids(
+        cls,
+        ids: Int[Tensor, "seq pos"],
+        attention_mask: Tensor | None = None,
+        special_ids: Iterable[int] = (),
+    ) -> Self:
+        """A batch of plain text; without a mask every token is real, whatever its id.
+
+        Raises ShapeMismatch for a mask of another shape and EmptyData for a row without a real token.
+        """
+        mask = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if mask.shape != ids.shape:
+            raise ShapeMismatch(
+                f"TokenBatch wants a mask value per id; ids are {list(ids.shape)}, the mask {list(mask.shape)}."
+            )
+        if ids.numel() == 0 or not mask.any(dim=1).all():
+            empty = "the batch" if ids.numel() == 0 else f"row {int((~mask.any(dim=1)).nonzero()[0, 0])}"
+            raise EmptyData(f"{empty} has no real token; leave empty texts out.")
+        special = (
+            torch.isin(ids, torch.tensor(sorted(special_ids), dtype=ids.dtype, device=ids.device)) & mask
+        )
+        no = torch.zeros_like(mask)
+        return cls(ids, mask, special, no, no, no)
+
+    @property
+    def position_ids(self) -> Int[Tensor, "seq pos"]:
+        """0 at the first real token of each row and counting up; padding gets 0."""
+        return (self.attention_mask.long().cumsum(dim=1) - 1).masked_fill(~self.attention_mask, 0)
+
+    @property
+    def first(self) -> Bool[Tensor, "seq pos"]:
+        """The first real token of each row, which is not column 0 under left padding."""
+        return self.attention_mask & (self.attention_mask.long().cumsum(dim=1) == 1)
+
+    @property
+    def lengths(self) -> Int[Tensor, "seq"]:
+        """Real tokens of each row."""
+        return self.attention_mask.sum(dim=1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.ids.device
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(*(field.to(device) for field in self._tensors()))
+
+    def rows(self, index: slice | Sequence[int] | Tensor) -> Self:
+        """The chosen rows, in the chosen order, at the same width."""
+        chosen = index if isinstance(index, slice | Tensor) else torch.tensor(index, dtype=torch.long)
+        return type(self)(*(field[chosen] for field in self._tensors()))
+
+    def padded(self, side: Side) -> Self:
+        """The same tokens with all padding on one side: right for harvesting, left for generation."""
+        last = self.attention_mask if side == "left" else ~self.attention_mask
+        order = last.long().argsort(dim=1, stable=True)
+        return type(self)(*(field.gather(1, order) for field in self._tensors()))
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
