@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def data_path(name: str) -> Path:
-    """The shipped file or folder ``name``, such as ``"tiny/base"``.  An unknown name raises FileNotFoundError."""
+    """The shipped file or folder ``name``, such as ``"tiny/base"``.  Unknown names raise FileNotFoundError."""
     root = Path(str(files("tl_crosscoder.data")))
     path = root / name
     if not path.exists():
