@@ -25,7 +25,7 @@ class Normalizer(nn.Module):
 
     def __init__(self, mean: Float[Tensor, "model d_in"], scale: Float[Tensor, "model"]):
         super().__init__()
-        if not (mean.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
+        if not mean.is_meta and not (mean.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
             raise ValueError(
                 f"a normaliser wants a finite mean and scales above 0, got scales {scale.tolist()}"
             )

@@ -106,4 +106,5 @@ def _check_names(losses: list[Loss]) -> None:
 
 
 def _dead_after(losses: list[Loss]) -> int:
-    return next((loss.dead_after_tokens for loss in losses if isinstance(loss, AuxK)), AuxK.dead_after_tokens)
+    """The tokens of silence that the losses call dead."""
+    return next((n for loss in losses if (n := getattr(loss, "dead_after_tokens", None))), 10_000_000)

@@ -15,9 +15,9 @@ from tl_crosscoder.dictionary.losses.base import LOSSES, Progress
 class L1:
     """``weight · mean_n Σ_j f_j · norm_j``, the weight rising linearly from 0 over ``warmup_fraction`` of training.
 
-    ``norm="sum"``: Σ_m ‖d_j^m‖ (Lindsey et al. 2024): a second model costs extra, which shrinks weak decoders to 0 and splits shared
-    concepts into one latent per model (Minder et al. 2025, arXiv:2504.02922).  ``"joint"``: √Σ_m ‖d_j^m‖², an SAE's price on the
-    concatenation.
+    ``norm="sum"``: Σ_m ‖d_j^m‖ (Lindsey et al. 2024).  A second model costs extra, which shrinks weak decoders to 0 and splits
+    shared concepts into one latent per model (Minder et al. 2025, arXiv:2504.02922).  ``"joint"``: √Σ_m ‖d_j^m‖², an SAE's price
+    on the concatenation.
     """
 
     weight: float

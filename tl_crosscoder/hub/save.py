@@ -1,0 +1,151 @@
+"""A finished crosscoder as a folder: ``config.json`` and ``model.safetensors``.  Nothing here reads or writes pickle."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tl_crosscoder import __version__
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.errors import CorruptFile
+from tl_crosscoder.hub.guard import check_header, check_tensors, read_json
+
+FORMAT_VERSION = 1
+AXES = {
+    "W_enc": "model d_in d_sae",
+    "b_enc": "d_sae",
+    "W_dec": "d_sae model d_in",
+    "b_dec": "model d_in",
+    "mean": "model d_in",
+    "scale": "model",
+    "units.mean": "model d_in",
+    "units.scale": "model",
+}
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+OURS = {CONFIG, WEIGHTS, "README.md"}
+MAX_D_SAE = 1 << 26
+
+
+def save(crosscoder: Crosscoder, directory: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
+    """The directory, now holding the crosscoder; written beside it first, so that it is never half there.
+
+    ``extra``: JSON to keep with it, such as the hook and the models.  An existing directory is replaced once the new one is
+    complete, and only if it holds nothing but a crosscoder (FileExistsError).
+    """
+    directory = Path(directory).resolve()
+    if directory.exists() and (others := sorted({entry.name for entry in directory.iterdir()} - OURS)):
+        raise FileExistsError(
+            f"{directory} holds {others[0]!r}, which is no part of a crosscoder; save to a folder of its own"
+        )
+    config = {
+        "format_version": FORMAT_VERSION,
+        "library_version": __version__,
+        "axes": AXES,
+        "models": ["base", "tuned", *(str(m) for m in range(2, crosscoder.n_models))][: crosscoder.n_models],
+        "crosscoder": crosscoder.config,
+        "extra": extra or {},
+    }
+    text = json.dumps(config, indent=2, allow_nan=False)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
+        (new / CONFIG).write_text(text + "\n", encoding="utf-8")
+        save_file(_tensors(crosscoder), new / WEIGHTS)
+        for path in (new / CONFIG, new / WEIGHTS, new):
+            _fsync(path)
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+        _fsync(directory.parent)
+    return directory
+
+
+def load(directory: str | Path) -> Crosscoder:
+    """The crosscoder that ``save`` wrote, bit-equal, on the CPU and in ``eval()``.
+
+    Raises CorruptFile, with the reason, for a file that is truncated, altered or hostile, before anything of its size is allocated.
+    """
+    directory = Path(directory)
+    config = read_config(directory)["crosscoder"]
+    try:
+        _check_sizes(config)
+        with torch.device("meta"):
+            crosscoder = Crosscoder.from_config(config)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CorruptFile(f"{directory / CONFIG}: {error}") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in _named(crosscoder).items()}
+    check_header(directory / WEIGHTS, expected)
+    tensors = load_file(directory / WEIGHTS)
+    check_tensors(directory / WEIGHTS, tensors)
+    if not all((tensors[name] > 0).all() for name in ("scale", "units.scale") if name in tensors):
+        raise CorruptFile(f"{directory / WEIGHTS}: a scale is not above 0")
+    state = {_inside(name): tensor.clone() for name, tensor in tensors.items() if name != "W_enc"}
+    state["W_enc_rows"] = rearrange(tensors["W_enc"], "model d_in d_sae -> d_sae model d_in").contiguous()
+    crosscoder.load_state_dict(state, assign=True)
+    return crosscoder.eval()
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """The checked ``config.json``; ``["extra"]`` is what ``save`` was given."""
+    path = Path(directory) / CONFIG
+    config = read_json(path)
+    known = {"format_version", "library_version", "axes", "models", "crosscoder", "extra"}
+    found = config.get("format_version")
+    if type(found) is not int or found < 1:
+        raise CorruptFile(f"{path}: format_version {found!r} is not a version of this format")
+    if found > FORMAT_VERSION:
+        raise CorruptFile(
+            f"{path}: format_version {found} is newer than {FORMAT_VERSION}, the newest this library reads; upgrade tl-crosscoder"
+        )
+    if set(config) != known:
+        raise CorruptFile(f"{path}: unknown or missing fields {sorted(set(config) ^ known)}")
+    if (
+        config["axes"] != AXES
+        or not isinstance(config["crosscoder"], dict)
+        or not isinstance(config["extra"], dict)
+    ):
+        raise CorruptFile(f"{path}: 'axes', 'crosscoder' or 'extra' is not what this format writes")
+    return config
+
+
+def _named(crosscoder: Crosscoder) -> dict[str, Tensor]:
+    """The tensors under their names in the file."""
+    state = {
+        _outside(name): tensor for name, tensor in crosscoder.state_dict().items() if name != "W_enc_rows"
+    }
+    return {"W_enc": crosscoder.W_enc.detach(), **state}
+
+
+def _tensors(crosscoder: Crosscoder) -> dict[str, Tensor]:
+    return {name: tensor.contiguous().cpu() for name, tensor in _named(crosscoder).items()}
+
+
+def _outside(name: str) -> str:
+    return name.removeprefix("normalizer.")
+
+
+def _inside(name: str) -> str:
+    return f"normalizer.{name}" if name in ("mean", "scale") else name
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    for name, largest in (("d_in", 1 << 20), ("d_sae", MAX_D_SAE), ("n_models", 1 << 10)):
+        if type(size := config.get(name)) is not int or not 1 <= size <= largest:
+            raise ValueError(f"{name} is {size!r}, want a whole number in 1..{largest}")
+    if not isinstance(config.get("sparsity"), dict):
+        raise ValueError(f"sparsity is {config.get('sparsity')!r}, want a description")
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
