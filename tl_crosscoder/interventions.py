@@ -1,19 +1,20 @@
 """Edits of a live model's residual stream: steer, ablate, substitute.
 
-Every function returns an :data:`~tl_crosscoder.types.Edit`, ``edit(acts, hook=None) -> acts``: pure, out of place, computed in float32
-and returned in the dtype of ``acts``, always in raw residual units whatever the normaliser.  The same object is a TransformerLens hook,
-an nnsight assignment and (through :func:`as_forward_hook`) a torch forward hook.
+Every function returns an :data:`~tl_crosscoder.types.Edit`, ``edit(acts, hook=None) -> acts``: pure, out of
+place, computed in float32 and returned in the dtype of ``acts``, always in raw residual units whatever the
+normaliser.  The same object is a TransformerLens hook, an nnsight assignment and (through
+:func:`as_forward_hook`) a torch forward hook.
 
-The error term is never touched: an edit adds ``Σ_j f_j · (something in the decoder rows)`` to the activations that came, so whatever the
-crosscoder does not explain stays exactly as it was.
+The error term is never touched: an edit adds ``Σ_j f_j · (something in the decoder rows)`` to the activations
+that came, so whatever the crosscoder does not explain stays exactly as it was.
 
-The codes ``f`` need the activations of *both* models at the same tokens: ``other_acts`` is the other model's, a tensor of the same shape
-or a function of no arguments that gives them for the forward pass under way (``ModelPair.generate`` supplies one).
+The codes ``f`` need the activations of *both* models at the same tokens: ``other_acts`` is the other model's, a
+tensor of the same shape or a function of no arguments that gives them for the forward pass under way
+(``ModelPair.generate`` supplies one).
 
-``latents`` is a list of ids, a boolean mask ``[d_sae]``, or a boolean mask ``[seq, d_sae]`` with one set for each sequence.
-``mask [seq pos]`` is True where the edit applies; elsewhere the activations pass unchanged.  In a generation step with a key-value cache
-(one position, a longer mask) the new tokens are edited.
-"""
+``latents`` is a list of ids, a boolean mask ``[d_sae]``, or a boolean mask ``[seq, d_sae]`` with one set for
+each sequence. ``mask [seq pos]`` is True where the edit applies; elsewhere the activations pass unchanged.  In
+a generation step with a key-value cache (one position, a longer mask) the new tokens are edited. """
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -60,11 +61,12 @@ def ablate(
     model: int = TUNED,
     mask: Bool[Tensor, "seq pos"] | None = None,
 ) -> Edit:
-    """Remove what the latents write into ``model``: ``h + (scale − 1) Σ f_j d_j^model``.  No latents, or scale 1: the identity.
+    """Remove what the latents write into ``model``: ``h + (scale − 1) Σ f_j d_j^model``.  No latents, or scale
+    1: the identity.
 
-    ``part="difference"`` removes only what the other model does not have, ``f_j (d_j^model − d_j^other)``: the specific edit, which leaves
-    what both models write alone.  Removing whole latents also removes the shared part and is not specific on narrow fine-tunes.
-    """
+    ``part="difference"`` removes only what the other model does not have, ``f_j (d_j^model − d_j^other)``: the
+    specific edit, which leaves what both models write alone.  Removing whole latents also removes the shared
+    part and is not specific on narrow fine-tunes. """
     rows = crosscoder.raw_rows().detach()
     removed = rows[:, model] if part == "whole" else rows[:, model] - rows[:, _other(model)]
     return _add_codes(crosscoder, latents, other_acts, removed * (scale - 1), model, mask, onto="own")
@@ -79,11 +81,13 @@ def substitute(
     model: int = TUNED,
     mask: Bool[Tensor, "seq pos"] | None = None,
 ) -> Edit:
-    """Replace the activations by ``h_base + Σ_j f_j (d_j^tuned − d_j^base)``: the base model with only these latents' change.
+    """Replace the activations by ``h_base + Σ_j f_j (d_j^tuned − d_j^base)``: the base model with only these
+    latents' change.
 
-    No latents: the base model's activations.  All latents: the tuned reconstruction plus the base error, with the *base* decoder bias (the
-    paper's formula); ``include_bias_difference=True`` adds ``b_tuned − b_base`` as well.  ``model`` is the model the edit runs in: in the
-    tuned model ``other_acts`` are the base activations, in the base model (``model=BASE``) the tuned ones.
+    No latents: the base model's activations.  All latents: the tuned reconstruction plus the base error, with
+    the *base* decoder bias (the paper's formula); ``include_bias_difference=True`` adds ``b_tuned − b_base`` as
+    well.  ``model`` is the model the edit runs in: in the tuned model ``other_acts`` are the base activations,
+    in the base model (``model=BASE``) the tuned ones.
 
     Source: Minder et al. 2025, arXiv:2504.02922, causal experiments.
     """
@@ -125,7 +129,7 @@ def latent_mask(crosscoder: Crosscoder, latents: Latents) -> Bool[Tensor, "*seq 
             raise ShapeMismatch(f"a latent mask wants {crosscoder.d_sae} entries, got {latents.shape[-1]}.")
         return latents.to(device)
     ids = torch.as_tensor([int(j) for j in latents], dtype=torch.long, device=device)
-    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < crosscoder.d_sae):
+    if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < crosscoder.d_sae):
         raise IndexError(
             f"latents {int(ids.min())}..{int(ids.max())} asked for; this crosscoder has 0..{crosscoder.d_sae - 1}."
         )

@@ -9,13 +9,14 @@ from tl_crosscoder.types import BASE, TUNED
 
 
 class DifferenceShare(Analysis):
-    """``difference_share``: the signed share of the tuned − base difference that latent j writes; all latents sum to about the FVE.
+    """``difference_share``: the signed share of the tuned − base difference that latent j writes; all latents
+    sum to about the FVE.
 
-    ``difference_share_j = Σ f_j ⟨d_j^tuned − d_j^base, x^tuned − x^base⟩ / Σ ‖x^tuned − x^base‖²`` (normalised units, so a mean shift
-    between centred models is outside).  ``difference_peak_j = max f_j ‖d_j^tuned − d_j^base‖``: the largest single write, which finds
-    narrow behaviours that carry little of the total.  Narrow fine-tunes change a part of a shared latent's direction: ``delta_norm``
-    barely moves and these two still find it.  Identical models give NaN shares and zero peaks.
-    """
+    ``difference_share_j = Σ f_j ⟨d_j^tuned − d_j^base, x^tuned − x^base⟩ / Σ ‖x^tuned − x^base‖²`` (normalised
+    units, so a mean shift between centred models is outside).  ``difference_peak_j = max f_j ‖d_j^tuned −
+    d_j^base‖``: the largest single write, which finds narrow behaviours that carry little of the total.  Narrow
+    fine-tunes change a part of a shared latent's direction: ``delta_norm`` barely moves and these two still
+    find it.  Identical models give NaN shares and zero peaks."""
 
     def __init__(self, crosscoder: Crosscoder):
         super().__init__(crosscoder)

@@ -7,7 +7,8 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 
 
 class Firing(Analysis):
-    """``n_fired, frequency, mean_act, max_act``: counts over tokens and the activations where it fires (not scaled by norms).
+    """``n_fired, frequency, mean_act, max_act``: counts over tokens and the activations where it fires (not
+    scaled by norms).
 
     ``mean_act`` is NaN for a latent that never fired; its ``max_act`` and ``frequency`` are 0.
     """

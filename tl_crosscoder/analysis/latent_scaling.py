@@ -16,7 +16,8 @@ class LatentScaling(Analysis):
 
     ``nu_recon`` near 1: other latents already write the direction into the base reconstruction where this latent fires.
 
-    For each latent j, ``beta[m] = argmin_b Σ_i ‖y_i^m − b·f_ij·d_j‖²`` with ``d_j`` the *tuned* decoder direction for both models, and
+    For each latent j, ``beta[m] = argmin_b Σ_i ‖y_i^m − b·f_ij·d_j‖²`` with ``d_j`` the *tuned* decoder
+    direction for both models, and
 
     ============================ ===============================================================================
     column                       target ``y^m`` (normalised units)
@@ -26,19 +27,21 @@ class LatentScaling(Analysis):
     ``beta_recon_no_bias_{m}``   the same without the decoder bias, which otherwise inflates weak latents
     ============================ ===============================================================================
 
-    ``nu_error``, ``nu_recon`` and ``nu_recon_no_bias`` are the ratios base / tuned.  NaN where j never fired, ``‖d_j‖`` is about 0 or
-    the tuned beta is 0.  A latent is called tuned-specific by the paper where nu_recon < .5 and nu_error < .2; other work uses ν for
-    the opposite orientation, which is why no column here is a bare ``nu``.
+    ``nu_error``, ``nu_recon`` and ``nu_recon_no_bias`` are the ratios base / tuned.  NaN where j never fired,
+    ``‖d_j‖`` is about 0 or the tuned beta is 0.  A latent is called tuned-specific by the paper where nu_recon
+    < .5 and nu_error < .2; other work uses ν for the opposite orientation, which is why no column here is a
+    bare ``nu``.
 
-    All latents and targets come out of one pass: with ``C_j = Σ f²`` the normal equations need only ``Σ_i f_ij ⟨d_j, e_i⟩`` and
-    ``Σ_i f_ij ⟨d_j, x̂_i⟩``, since ``⟨d_j, e_i + f_ij d_j^m⟩ = ⟨d_j, e_i⟩ + f_ij ⟨d_j, d_j^m⟩``.
+    All latents and targets come out of one pass: with ``C_j = Σ f²`` the normal equations need only ``Σ_i f_ij
+    ⟨d_j, e_i⟩`` and ``Σ_i f_ij ⟨d_j, x̂_i⟩``, since ``⟨d_j, e_i + f_ij d_j^m⟩ = ⟨d_j, e_i⟩ + f_ij ⟨d_j,
+    d_j^m⟩``.
 
     Source: Minder et al. 2025, arXiv:2504.02922, Latent Scaling.
     """
 
     def __init__(self, crosscoder: Crosscoder):
         super().__init__(crosscoder)
-        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=crosscoder.W_dec.device)  # noqa: E731
+        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=crosscoder.W_dec.device)
         self.square, self.mass = zeros(crosscoder.d_sae), zeros(crosscoder.d_sae)
         self.with_error, self.with_estimate = zeros(crosscoder.d_sae, 2), zeros(crosscoder.d_sae, 2)
 

@@ -9,9 +9,8 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 class MaxActs(Analysis):
     """For each latent its ``n`` highest activations, at most one a sequence, with sequence and position.
 
-    ``top_values, top_sequences, top_positions [d_sae, n]`` after the pass; unused places have value 0 and sequence -1.  Ties keep the
-    token that was seen first.
-    """
+    ``top_values, top_sequences, top_positions [d_sae, n]`` after the pass; unused places have value 0 and
+    sequence -1.  Ties keep the token that was seen first."""
 
     def __init__(self, crosscoder: Crosscoder, n: int = 12):
         super().__init__(crosscoder)
@@ -24,6 +23,8 @@ class MaxActs(Analysis):
         values, latents = batch.codes.values.float(), batch.codes.latents
         good = values > self.top_values[latents, -1]  # only these can enter the table
         values, latents, tokens = values[good], latents[good], batch.tokens[good]
+        if not len(values):
+            return
         touched, rank = torch.unique(latents, return_inverse=True)
         n = self.top_values.shape[1]
         old = torch.arange(len(touched), device=values.device).repeat_interleave(n)
@@ -64,7 +65,7 @@ def _first_of_each(owner: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
         sequence.max().clamp(min=0) + 1 + torch.arange(len(sequence), device=sequence.device),
         sequence,
     )
-    key = owner * (distinct.max() + 1) + distinct if len(distinct) else distinct
+    key = owner * (distinct.max() + 1) + distinct
     order = torch.argsort(key, stable=True)
     first = torch.ones_like(key, dtype=torch.bool)
     first[1:] = key[order][1:] != key[order][:-1]

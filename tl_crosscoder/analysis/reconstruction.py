@@ -27,9 +27,10 @@ class Moments:
 class Reconstruction(Analysis):
     """``fve_base, fve_tuned, fve_difference, fve``: 1 = perfect, 0 = no better than the mean.
 
-    ``1 − Σ_k var(e_k) / Σ_k var(x_k)`` with the variances over *all* tokens, never a mean of per-batch ratios; ``fve`` pools both models.
-    ``fve_difference`` is that of tuned − base: on a narrow fine-tune each model can be explained well and the change not at all.
-    NaN where there is no variance (identical models have no difference to explain).
+    ``1 − Σ_k var(e_k) / Σ_k var(x_k)`` with the variances over *all* tokens, never a mean of per-batch ratios;
+    ``fve`` pools both models. ``fve_difference`` is that of tuned − base: on a narrow fine-tune each model can
+    be explained well and the change not at all. NaN where there is no variance (identical models have no
+    difference to explain).
 
     Source: the global form of the FVE of Minder et al. 2025, arXiv:2504.02922.
     """

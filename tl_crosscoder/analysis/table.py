@@ -28,14 +28,14 @@ def latent_table(
 ) -> pd.DataFrame:
     """One row a latent (index ``latent``); ``table.attrs["metrics"]`` holds the figures about the whole dictionary.
 
-    ``batches``: held-out activations, a store or an iterable of raw ``[batch model d_in]`` tensors.  Columns: decoder norms in
-    normalised units, ``delta_norm`` (tuned-high = 1), ``class`` (base_only < .1, shared .4-.6, tuned_only > .9, other; dead = never
-    fired on these tokens), ``cosine``, ``frequency``, ``max_act``, ``difference_share``, ``difference_peak``, ``rank_score``, Latent
-    Scaling (``beta_*``, ``nu_error``, ``nu_recon``) and the place of the strongest example.  Undefined values are NaN.
+    ``batches``: held-out activations, a store or an iterable of raw ``[batch model d_in]`` tensors.  Columns:
+    decoder norms in normalised units, ``delta_norm`` (tuned-high = 1), ``class`` (base_only < .1, shared .4-.6,
+    tuned_only > .9, other; dead = never fired on these tokens), ``cosine``, ``frequency``, ``max_act``,
+    ``difference_share``, ``difference_peak``, ``rank_score``, Latent Scaling (``beta_*``, ``nu_error``,
+    ``nu_recon``) and the place of the strongest example.  Undefined values are NaN.
 
-    ``rank_score = difference_share · max(0, 2 delta_norm − 1)`` orders latents by how much of the change they write and how tuned-high
-    they are; on narrow fine-tunes it finds what ``delta_norm`` alone misses.
-    """
+    ``rank_score = difference_share · max(0, 2 delta_norm − 1)`` orders latents by how much of the change they
+    write and how tuned-high they are; on narrow fine-tunes it finds what ``delta_norm`` alone misses."""
     parts = list(analyses) if analyses is not None else [make(crosscoder) for make in ANALYSES]
     run(crosscoder, batches, parts)
     columns = {name: values.cpu().numpy() for part in parts for name, values in part.columns().items()}

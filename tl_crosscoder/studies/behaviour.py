@@ -5,9 +5,9 @@ Two ways to take latents out of the tuned model while it answers, with the base 
 - **undo**: only the difference, ``h_tuned − Σ f_j (d_j^tuned − d_j^base)``.  Shared latents are untouched by construction.
 - **remove**: the whole latent, ``h_tuned − Σ f_j d_j^tuned``.  The fair comparison with controls.
 
-Controls for the largest set: ``n_draws`` magnitude-matched random sets (mean and worst are reported: single random sets sometimes kill a behaviour),
-and the shared latents that write most on the same answers.  Rates come with the answers themselves: a keyword alone proves little.
-"""
+Controls for the largest set: ``n_draws`` magnitude-matched random sets (mean and worst are reported: single
+random sets sometimes kill a behaviour), and the shared latents that write most on the same answers.  Rates come
+with the answers themselves: a keyword alone proves little. """
 
 import json
 from collections.abc import Sequence
@@ -94,9 +94,8 @@ def behaviour_removal(
 ) -> BehaviourResult:
     """The rate of each behaviour with the highest-ranked latents taken out, beside its controls.  Greedy answers.
 
-    ``install`` also adds the latents' difference to the *base* model.  A latent "fires on" a behaviour when it is active on at least 5 % of the
-    answers' tokens and ten times as often there as in ``table``'s tokens.
-    """
+    ``install`` also adds the latents' difference to the *base* model.  A latent "fires on" a behaviour when it
+    is active on at least 5 % of the answers' tokens and ten times as often there as in ``table``'s tokens. """
     if not behaviours or not all(b.heldout for b in behaviours):
         raise EmptyData("behaviour_removal needs at least one behaviour, each with at least one prompt.")
     crosscoder.eval()

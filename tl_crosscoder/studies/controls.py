@@ -11,11 +11,11 @@ NEIGHBOURS = 25  # each match is drawn from this many latents nearest in magnitu
 def matched_random(
     table: pd.DataFrame, latents: Sequence[int], *, n_draws: int, seed: int, exclude: Sequence[int] = ()
 ) -> list[list[int]]:
-    """``n_draws`` sets as large as ``latents``, each member near one of them in mean written magnitude ``E[f_j] ‖d_j^tuned‖``.
+    """``n_draws`` sets as large as ``latents``, each member near one of them in mean written magnitude ``E[f_j]
+    ‖d_j^tuned‖``.
 
-    Drawn without replacement from the live latents outside ``latents`` and ``exclude``.  Matching on magnitude keeps a control from failing
-    only because it is quieter.
-    """
+    Drawn without replacement from the live latents outside ``latents`` and ``exclude``.  Matching on magnitude
+    keeps a control from failing only because it is quieter. """
     magnitude = np.log(
         (table["mean_act"] * table["frequency"] * table["norm_tuned"]).where(table["n_fired"] > 0)
     )

@@ -1,0 +1,323 @@
+"""The command line.  Each verb is a few lines; torch is imported only when a verb runs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from tl_crosscoder.diff.config import DiffConfig
+    from tl_crosscoder.diff.report import DiffReport
+    from tl_crosscoder.models.corpus import Corpus
+    from tl_crosscoder.models.pair import ModelPair
+
+app = typer.Typer(
+    help="What did fine-tuning change inside a language model?",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console(stderr=True)
+
+USAGE, MISMATCH = 2, 3  # exit codes: wrong usage; models or data that do not fit together
+
+Base = Annotated[str, typer.Argument(help="Base model: a Hub name or a local folder.")]
+Tuned = Annotated[str | None, typer.Argument(help="Fine-tuned model; leave it out with --adapter.")]
+Adapter = Annotated[str | None, typer.Option(help="A PEFT adapter for the base model.")]
+Hook = Annotated[str, typer.Option(help="Where to read both models, such as blocks.13.hook_resid_post.")]
+Text = Annotated[
+    list[str], typer.Option(help=".txt or .jsonl file, folder, or DATASET[:SPLIT[:COLUMN]]; may be repeated.")
+]
+Prompts = Annotated[
+    Path | None, typer.Option(help="Questions, one a line: both models answer, both read both answers.")
+]
+Behaviours = Annotated[
+    Path | None, typer.Option(help='JSON: [{"name", "keywords", "heldout"}], prompts that should show it.')
+]
+Seed = Annotated[int, typer.Option(help="Fixes the order of the data and the start of the weights.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[str, typer.Option(help="Of the models and the stored activations: float32 or bfloat16.")]
+DSae = Annotated[int, typer.Option("--d-sae", help="Latents in the dictionary.")]
+K = Annotated[int, typer.Option("--k", help="Active latents a token.")]
+Steps = Annotated[int, typer.Option(help="Training steps.")]
+BatchSize = Annotated[int, typer.Option(help="Tokens a step.")]
+Lr = Annotated[float, typer.Option(help="Adam's step size.")]
+Context = Annotated[int, typer.Option(help="Tokens a window of text.")]
+Limit = Annotated[int | None, typer.Option(help="At most this many tokens of text.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """What did fine-tuning change inside a language model?"""
+
+
+@app.command("demo")
+def demo_command(
+    pair: Annotated[str, typer.Option(help="tiny, smollm2-false-fact or smollm2-taboo.")] = "tiny",
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole job on a pair whose difference is known, offline."""
+    from tl_crosscoder.demo import demo
+
+    _show(
+        demo(pair, out, seed=seed, device=device, dtype=dtype, progress=not quiet, say=_say(quiet)), as_json
+    )
+
+
+@app.command("diff")
+def diff_command(
+    base: Base,
+    tuned: Tuned = None,
+    *,
+    hook: Hook,
+    text: Text,
+    adapter: Adapter = None,
+    prompts: Prompts = None,
+    behaviours: Behaviours = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/diff"),
+    d_sae: DSae = 4096,
+    k: K = 32,
+    steps: Steps = 2000,
+    batch_size: BatchSize = 1024,
+    lr: Lr = 1e-3,
+    context: Context = 128,
+    limit: Limit = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole job on your models: capture, train, table, studies, report."""
+    config = _config(d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+    known = _behaviours(behaviours)
+    from tl_crosscoder.diff.run import diff
+
+    pair = _pair(base, tuned, adapter, hook, device, dtype)
+    report = diff(
+        pair, _corpus(pair, text, context, limit), out, config, title=f"{Path(base).name} → {Path(tuned or adapter or '').name}",
+        prompts=_lines(prompts), behaviours=known, dtype=dtype, progress=not quiet, say=_say(quiet),
+    )  # fmt: skip
+    _show(report, as_json)
+
+
+@app.command("capture")
+def capture_command(
+    base: Base,
+    tuned: Tuned = None,
+    *,
+    hook: Hook,
+    text: Text,
+    adapter: Adapter = None,
+    prompts: Prompts = None,
+    out: Annotated[Path, typer.Option(help="Folder of the store.")] = Path("runs/diff/acts"),
+    context: Context = 128,
+    limit: Limit = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Both models' residual streams on the same tokens, into a folder; resumes where it stopped."""
+    from tl_crosscoder.models.capture import capture
+
+    pair = _pair(base, tuned, adapter, hook, device, dtype)
+    store = capture(
+        pair,
+        _corpus(pair, text, context, limit),
+        out,
+        dtype=dtype,
+        prompts=_lines(prompts),
+        progress=not quiet,
+    )
+    _print({"tokens": len(store), "d_in": store.d_in, "dropped": store.manifest.get("dropped")}, as_json)
+
+
+@app.command("train")
+def train_command(
+    acts: Annotated[Path, typer.Argument(help="A captured store.")],
+    out: Annotated[Path, typer.Option(help="Folder of the crosscoder.")] = Path("runs/diff/crosscoder"),
+    d_sae: DSae = 4096,
+    k: K = 32,
+    steps: Steps = 2000,
+    batch_size: BatchSize = 1024,
+    lr: Lr = 1e-3,
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a BatchTopK crosscoder on a store."""
+    config = _config(d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+    from tl_crosscoder.diff.run import learn, split
+    from tl_crosscoder.hub.save import save
+    from tl_crosscoder.models.activations import PairedActivations
+
+    seen, _ = split(PairedActivations.open(acts), config.held_out, config.seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    crosscoder, history = learn(seen, config, log_path=out.parent / "train.jsonl", progress=not quiet)
+    save(crosscoder, out, extra={"pair": seen.manifest["pair"]})
+    _print(history.rows[-1], as_json)
+
+
+@app.command("table")
+def table_command(
+    crosscoder: Annotated[Path, typer.Argument(help="A saved crosscoder.")],
+    acts: Annotated[Path, typer.Argument(help="A captured store.")],
+    out: Annotated[Path, typer.Option(help="The table, Parquet.")] = Path("runs/diff/latents.parquet"),
+    top: Annotated[int, typer.Option(help="Rows to print.")] = 20,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """One row a latent, on the held-out part of a store (the same seed as in training)."""
+    from tl_crosscoder.analysis.table import latent_table
+    from tl_crosscoder.diff.config import DiffConfig
+    from tl_crosscoder.diff.folder import write_table
+    from tl_crosscoder.diff.run import split
+    from tl_crosscoder.hub.save import load
+    from tl_crosscoder.models.activations import PairedActivations
+
+    _, held_out = split(PairedActivations.open(acts), DiffConfig.held_out, seed)
+    table = latent_table(load(crosscoder), held_out)
+    write_table(out, table)
+    shown = [
+        "class",
+        "delta_norm",
+        "nu_error",
+        "nu_recon",
+        "cosine",
+        "frequency",
+        "difference_share",
+        "difference_peak",
+        "rank_score",
+    ]
+    best = table.sort_values("rank_score", ascending=False)[shown].head(top)
+    _print(table.attrs["metrics"] if as_json else best.to_string(float_format=lambda v: f"{v:.3g}"), as_json)
+
+
+@app.command("report")
+def report_command(
+    run: Annotated[
+        Path, typer.Argument(help="A run folder: crosscoder/, latents.parquet and, for examples, acts/.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Write the report of a run again, from what its folder holds."""
+    from tl_crosscoder.diff.report import DiffReport
+
+    report = DiffReport(run)
+    report.write()
+    _show(report, as_json)
+
+
+def main() -> None:
+    """Entry point: errors say what, where and what to do; a traceback only with ``--debug``."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv[1:])
+    try:
+        app(args=arguments, prog_name="tl-crosscoder")
+    except KeyboardInterrupt:
+        console.print("stopped; what was captured stays, and the same command goes on from there.")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        console.print(
+            f"{type(error).__name__}: {_message(error)}", style="red", markup=False, highlight=False
+        )
+        sys.exit(_exit_code(error))
+
+
+def _message(error: Exception) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
+def _exit_code(error: Exception) -> int:
+    from tl_crosscoder.errors import CrosscoderError
+
+    if isinstance(error, CrosscoderError):
+        return MISMATCH
+    return (
+        USAGE
+        if isinstance(error, ValueError | KeyError | FileNotFoundError | FileExistsError | ImportError)
+        else 1
+    )
+
+
+def _config(**settings: Any) -> "DiffConfig":
+    from tl_crosscoder.diff.config import DiffConfig
+
+    return DiffConfig(**settings)
+
+
+def _pair(
+    base: str, tuned: str | None, adapter: str | None, hook: str, device: str, dtype: str
+) -> "ModelPair":
+    if (tuned is None) == (adapter is None):
+        raise ValueError(
+            f"give a fine-tuned model or --adapter, one of the two; got {tuned!r} and {adapter!r}."
+        )
+    from tl_crosscoder.models.pair import ModelPair
+
+    return ModelPair.load(base, tuned, adapter=adapter, hook=hook, device=device, dtype=dtype)
+
+
+def _corpus(pair: "ModelPair", text: list[str], context: int, limit: int | None) -> "Corpus":
+    from tl_crosscoder.models.corpus import load_text_source
+
+    corpus = load_text_source(text[0], pair.tokenizer, context=context)
+    for source in text[1:]:
+        corpus = corpus + load_text_source(source, pair.tokenizer, context=context)
+    return corpus.take(limit, seed=0) if limit else corpus
+
+
+def _lines(path: Path | None) -> list[str] | None:
+    return (
+        [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if path
+        else None
+    )
+
+
+def _behaviours(path: Path | None) -> list[Any]:
+    from tl_crosscoder.data.planted import Behaviour
+
+    return [Behaviour(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path else []
+
+
+def _say(quiet: bool):
+    return (
+        (lambda _: None)
+        if quiet
+        else (lambda text: console.print(f"• {text}", markup=False, highlight=False))
+    )
+
+
+def _show(report: "DiffReport", as_json: bool) -> None:
+    if as_json:
+        _print(report.metrics, True)
+        return
+    headline, *rest = report.verdict
+    print(f"\n{headline}\n")
+    for sentence in rest:
+        print(f"  {sentence}")
+    print(f"\n  report: {report.folder.report / 'index.html'}")
+
+
+def _print(value: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(value))
+    else:
+        print(
+            value if isinstance(value, str) else "\n".join(f"{name}: {part}" for name, part in value.items())
+        )

@@ -1,0 +1,31 @@
+"""How to learn and rank."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DiffConfig:
+    """How to learn and rank.  ``ranking`` is a column of the latent table, highest first."""
+
+    d_sae: int = 4096
+    k: int = 32
+    steps: int = 2000
+    #: Tokens a step.
+    batch_size: int = 1024
+    lr: float = 1e-3
+    #: Length of each model's decoder rows at the start.
+    init_norm: float = 0.5
+    #: Share of the sequences that the crosscoder never sees; the table and the studies use only these.
+    held_out: float = 0.1
+    ranking: str = "rank_score"
+    #: Sizes of the top sets that the studies try.
+    top: tuple[int, ...] = (3, 10, 30)
+    #: Tokens of held-out text for the substitution study.
+    study_tokens: int = 6000
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.k <= self.d_sae:
+            raise ValueError(f"k must lie in 1..d_sae={self.d_sae}, got {self.k}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is a share of the sequences in (0, 1), got {self.held_out}")

@@ -1,0 +1,114 @@
+"""DiffReport: a run folder, opened."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tl_crosscoder.analysis.base import run
+from tl_crosscoder.analysis.max_acts import MaxActs
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.diff.examples import latent_examples
+from tl_crosscoder.diff.folder import RunFolder
+from tl_crosscoder.diff.panels import behaviour_panel, substitution_panel
+from tl_crosscoder.hub.save import load
+from tl_crosscoder.models.activations import PairedActivations
+from tl_crosscoder.report import write_report
+
+PAGES = 40  # latents with a page of their own
+
+
+class DiffReport:
+    """What a run found: ``crosscoder``, ``table``, ``metrics``, ``verdict``, read from its folder when first used."""
+
+    def __init__(self, directory: str | Path):
+        self.folder = RunFolder(Path(directory))
+        for part in (self.folder.crosscoder, self.folder.table):
+            if not part.exists():
+                raise FileNotFoundError(
+                    f"{directory} is not a finished run: {part.name} is missing; run capture, train and table first."
+                )
+
+    @cached_property
+    def crosscoder(self) -> Crosscoder:
+        return load(self.folder.crosscoder)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        return pd.read_parquet(self.folder.table)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Everything in ``metrics.json``; empty for a run made of single steps."""
+        return (
+            json.loads(self.folder.metrics.read_text(encoding="utf-8"))
+            if self.folder.metrics.exists()
+            else {}
+        )
+
+    @cached_property
+    def history(self) -> pd.DataFrame | None:
+        if not self.folder.log.exists():
+            return None
+        return pd.read_json(self.folder.log, lines=True).set_index("step")
+
+    @property
+    def verdict(self) -> list[str]:
+        """The headline and the sentences after it."""
+        return self.metrics.get("verdict") or [
+            f"{len(self.table):,} latents; no study was run on this crosscoder."
+        ]
+
+    def top(self, n: int, by: str | None = None) -> list[int]:
+        """The ``n`` live latents highest in the run's ranking (or in column ``by``)."""
+        column = by or self.metrics.get("config", {}).get("ranking", "rank_score")
+        alive = self.table[self.table["class"] != "dead"]
+        return alive[column].dropna().sort_values(ascending=False, kind="stable").index[:n].tolist()
+
+    def write(self, pages: int = PAGES) -> Path:
+        """Write ``report/`` from what the folder holds; the path of its ``index.html``.  Without ``acts/`` it has no examples."""
+        latents, examples = self.top(pages), {}
+        if self.folder.acts.exists():
+            store = PairedActivations.open(self.folder.acts, verify=False)
+            held_out = store.subset(self.metrics["held_out"]) if self.metrics.get("held_out") else store
+            tops = MaxActs(self.crosscoder)
+            run(self.crosscoder, held_out, [tops])
+            examples = latent_examples(self.crosscoder, held_out, tops, latents)
+        ranked = self.table.loc[latents + [j for j in self.table.index if j not in set(latents)]]
+        behaviour = self.metrics.get("behaviour")
+        panels = [
+            substitution_panel(name, part) for name, part in self.metrics.get("substitution", {}).items()
+        ]
+        panels += [behaviour_panel(behaviour)] if behaviour else []
+        write_report(
+            self.folder.report,
+            title=self.metrics.get("title", "What fine-tuning changed"),
+            verdict=self.verdict,
+            facts=self._facts(),
+            table=ranked,
+            history=self.history,
+            panels=panels,
+            examples=examples,
+            answers=behaviour["answers"] if behaviour else None,
+        )
+        return self.folder.report / "index.html"
+
+    def _facts(self) -> dict[str, str]:
+        pair, numbers, cc = self.metrics.get("pair", {}), self.table.attrs.get("metrics", {}), self.crosscoder
+        facts = {side: str(pair[side].get("name", "")) for side in ("base", "tuned") if side in pair}
+        facts |= {"hook": pair["hook"]} if "hook" in pair else {}
+        facts |= {"dictionary": f"{cc.d_sae:,} latents of {cc.n_models} × {cc.d_in} dimensions"}
+        if numbers:
+            facts |= {
+                "latents a token": f"{numbers['l0']:.1f}",
+                "variance explained": f"base {numbers['fve_base']:.1%}, tuned {numbers['fve_tuned']:.1%}, "
+                f"difference {numbers['fve_difference']:.1%}",
+                "never active": f"{numbers['dead_fraction']:.1%}",
+                "held-out tokens": f"{numbers['tokens']:,}",
+            }
+        return facts
+
+    def __repr__(self) -> str:
+        return f"DiffReport({str(self.folder.root)!r}): {self.verdict[0]}"
