@@ -17,7 +17,7 @@ def load_model(
     """A causal language model in eval mode, its weights in ``dtype`` on ``device``."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(name),
         dtype=as_dtype(dtype),
         revision=revision or "main",
@@ -36,7 +36,10 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
 
 
 def load_adapter(model: Any, adapter: str | Path) -> Any:
-    """``model`` with the PEFT adapter of a folder or Hub repository attached; without ``adapter_model.safetensors`` it is refused."""
+    """``model`` with the PEFT adapter of a folder or Hub repository attached.
+
+    An adapter that is not in safetensors is refused: PEFT would unpickle it.
+    """
     from huggingface_hub import snapshot_download
     from peft import PeftModel
 

@@ -12,40 +12,35 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.errors import PairMismatch
 from tl_crosscoder.models.backends import Backend, HookBackend, as_backend
-from tl_crosscoder.models.backends.hooks import Follower
 from tl_crosscoder.models.backends.sites import parse_hook
-from tl_crosscoder.models.loading import load_adapter, load_model, load_tokenizer, with_template
-from tl_crosscoder.models.provenance import adapter_state, describe_model
+from tl_crosscoder.models.follower import Follower
+from tl_crosscoder.models.loading import load_adapter, load_model, load_tokenizer
+from tl_crosscoder.models.pair_checks import refuse_one_model_twice, refuse_unlike_models
+from tl_crosscoder.models.provenance import describe_model, fingerprint
 from tl_crosscoder.models.tokens import TokenBatch
-from tl_crosscoder.types import BASE, TUNED, Edit
+from tl_crosscoder.types import Edit
 
 Side = Literal["base", "tuned"]
 
-#: ``make_edit(other_acts)``: an edit for one model; ``other_acts()`` is the other model's activations at the very positions it edits.
+#: ``make_edit(other_acts)``: an edit for one model; ``other_acts()`` is what the other has at the very positions being edited.
 MakeEdit = Callable[[Callable[[], Tensor]], Edit]
 
 
 class ModelPair:
-    """Two models that read the same tokens: ``base`` and ``tuned``, any model :func:`as_backend` knows, at one ``hook``.
+    """Two models that read the same tokens: ``base`` and ``tuned``, each any model :func:`as_backend` knows, at one ``hook``.
 
-    Raises PairMismatch, before anything is computed, for models that cannot be compared token by token.  ``check=False`` allows one
-    model twice, the control in which nothing changed.
+    Raises PairMismatch, before anything is computed, for models that cannot be compared token by token.  ``check=False`` allows
+    one model twice, the control in which nothing changed.
     """
 
     def __init__(self, base: Any, tuned: Any, *, hook: Any, tokenizer: Any = None, check: bool = True):
-        self.base: Backend = as_backend(base)
-        self.tuned: Backend = as_backend(tuned)
+        self.base: Backend = as_backend(base, tokenizer)
+        self.tuned: Backend = as_backend(tuned, tokenizer)
         self.hook = parse_hook(getattr(hook, "name", hook), self.tuned.n_layers).name
-        parse_hook(self.hook, self.base.n_layers)
-        known = [t for t in (tokenizer, self.tuned.tokenizer, self.base.tokenizer) if t is not None]
-        self.tokenizer = with_template(known[0], self.base.tokenizer) if known else None
         if check:
             refuse_one_model_twice(self.base, self.tuned)
-        refuse_unlike_models(self.base, self.tuned)
-        refuse_unlike_tokenizers(self.base.tokenizer, self.tuned.tokenizer)
-        refuse_missing_embeddings(self.tokenizer, self.base, self.tuned)
+        self.tokenizer = refuse_unlike_models(self.base, self.tuned, tokenizer)
 
     @classmethod
     def load(
@@ -65,6 +60,7 @@ class ModelPair:
         """A pair from Hub names or local folders: two models, or a base and a PEFT ``adapter`` for it.
 
         With an adapter both share one set of weights; ``merged=True`` merges it into a second copy, faster and twice the memory.
+        ``attention`` is transformers' ``attn_implementation``, the same for both.
         """
         if (tuned is None) == (adapter is None):
             raise ValueError(
@@ -72,11 +68,10 @@ class ModelPair:
             )
         model = load_model(base, dtype=dtype, device=device, revision=revision, attention=attention)
         tokenizer = load_tokenizer(base, revision)
-        if adapter is not None:
+        if tuned is None:
             return cls.from_adapter(
-                load_adapter(model, adapter), hook=hook, tokenizer=tokenizer, merged=merged
+                load_adapter(model, adapter or ""), hook=hook, tokenizer=tokenizer, merged=merged
             )
-        assert tuned is not None
         other = load_model(tuned, dtype=dtype, device=device, revision=tuned_revision, attention=attention)
         other_tokenizer = load_tokenizer(tuned, tuned_revision)
         return cls(HookBackend(model, tokenizer), HookBackend(other, other_tokenizer), hook=hook)
@@ -89,18 +84,16 @@ class ModelPair:
         """
         tuned = HookBackend(peft_model, tokenizer)
         if merged:
-            tuned = HookBackend(
-                copy.deepcopy(peft_model).merge_and_unload().eval().requires_grad_(False), tokenizer
-            )
-            tuned.merged = True
-        return cls(HookBackend(peft_model, tokenizer, adapter="off"), tuned, hook=hook, tokenizer=tokenizer)
+            plain = copy.deepcopy(peft_model).merge_and_unload().eval().requires_grad_(False)
+            tuned = HookBackend(plain, tokenizer, adapter="merged")
+        return cls(HookBackend(peft_model, tokenizer, adapter="off"), tuned, hook=hook)
 
     @property
     def d_in(self) -> int:
         return self.base.d_in
 
     def capture(self, batch: TokenBatch) -> Float[Tensor, "seq pos model d_in"]:
-        """Both models' residual streams at ``hook`` on the same tokens, on base's device; values at padding mean nothing."""
+        """Both models' residual streams at ``hook`` on the same tokens, on base's device.  Values at padding mean nothing."""
         base, tuned = (backend.capture(batch, self.hook) for backend in (self.base, self.tuned))
         return torch.stack([base, tuned.to(base.device)], dim=2)
 
@@ -127,13 +120,13 @@ class ModelPair:
         exactly the positions being edited: the left-padded prompt first, then each new token.
         """
         edited, other = self.sides(side)
-        options = {"temperature": temperature, "seed": seed, "stop_ids": stop_ids}
+        options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop_ids": stop_ids}
         if make_edit is None:
             return edited.generate(batch, max_new_tokens, **options)
         follower = Follower(other, batch, self.hook)
         latest: list[Tensor] = []
 
-        def follow(ids: Tensor, step: int) -> None:  # noqa: ARG001
+        def follow(ids: Tensor, _step: int) -> None:
             latest[:] = [follower.extend(ids).to(edited.device)]
 
         edit = make_edit(lambda: latest[0])
@@ -146,11 +139,10 @@ class ModelPair:
         return (self.base, self.tuned) if side == "base" else (self.tuned, self.base)
 
     def description(self) -> dict[str, Any]:
-        """What was compared and how, JSON-able: both models, hook, library versions.  Local paths are cut to their last part."""
-        models = [describe_model(backend) for backend in (self.base, self.tuned)]
+        """What was compared and how, JSON-able; of a local path only the last part."""
         return {
-            "base": models[BASE],
-            "tuned": models[TUNED],
+            "base": describe_model(self.base),
+            "tuned": describe_model(self.tuned),
             "hook": self.hook,
             "d_in": self.d_in,
             "torch": version("torch"),
@@ -159,64 +151,6 @@ class ModelPair:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over both models' fingerprints and the hook: equal when the activations would be."""
-        parts = self.description()
-        key = [
-            self.hook,
-            *(
-                parts[side][field]
-                for side in ("base", "tuned")
-                for field in ("fingerprint", "adapter", "dtype")
-            ),
-        ]
-        return hashlib.sha256(json.dumps(key).encode()).hexdigest()
-
-
-def refuse_one_model_twice(base: Backend, tuned: Backend) -> None:
-    same = base.model is tuned.model and getattr(base, "adapter", None) == getattr(tuned, "adapter", None)
-    if same:
-        raise PairMismatch(
-            f"base and tuned are the same {type(base.model).__name__} object, so nothing can differ; "
-            "for a control in which nothing changed pass check=False"
-        )
-    if adapter_state(base) == "on" and adapter_state(tuned) is None:
-        raise PairMismatch(
-            "base carries the adapter; the roles look swapped: pass the plain model as base, or use ModelPair.from_adapter"
-        )
-
-
-def refuse_unlike_models(base: Backend, tuned: Backend) -> None:
-    for name, what in (("d_in", "width"), ("n_layers", "number of blocks"), ("dtype", "dtype")):
-        if (left := getattr(base, name)) != (right := getattr(tuned, name)):
-            raise PairMismatch(
-                f"base has {what} {left} and tuned {right}; a pair is one architecture in one precision, "
-                "before and after fine-tuning"
-            )
-
-
-def refuse_unlike_tokenizers(base: Any, tuned: Any) -> None:
-    if base is None or tuned is None or base is tuned:
-        return
-    left, right = base.get_vocab(), tuned.get_vocab()
-    if left != right:
-        token = min((t for t in left.keys() | right.keys() if left.get(t) != right.get(t)), key=str)
-        raise PairMismatch(
-            f"the two tokenizers differ: base has {len(left)} tokens and tuned {len(right)}; {token!r} is {left.get(token)} "
-            f"in base and {right.get(token)} in tuned; both models must read the same ids"
-        )
-    if base.bos_token_id != tuned.bos_token_id:
-        raise PairMismatch(
-            f"the two tokenizers differ: base starts a text with id {base.bos_token_id}, tuned with {tuned.bos_token_id}"
-        )
-
-
-def refuse_missing_embeddings(tokenizer: Any, base: Backend, tuned: Backend) -> None:
-    if tokenizer is None:
-        return
-    for side, backend in (("base", base), ("tuned", tuned)):
-        rows = getattr(backend, "d_vocab", None)
-        if rows is not None and len(tokenizer) > rows:
-            raise PairMismatch(
-                f"the tokenizer has {len(tokenizer)} tokens, but {side} has only {rows} embedding rows; "
-                "tokens added for the fine-tune have no meaning there"
-            )
+        """sha256 over both models' fingerprints, their precision and the hook."""
+        models = [[fingerprint(model), str(model.dtype)] for model in (self.base, self.tuned)]
+        return hashlib.sha256(json.dumps([self.hook, models]).encode()).hexdigest()

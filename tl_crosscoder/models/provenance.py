@@ -8,24 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tl_crosscoder.models.backends import Backend
+
 _VOLATILE = {
     "_name_or_path",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
     "architectures",
     "device",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
     "use_cache",
 }
 _SAMPLES = 64
 
 
-def describe_model(backend: Any) -> dict[str, Any]:
-    """Class, name, revision, dtype, attention and fingerprint of one model, JSON-able and without local paths."""
-    module = getattr(backend, "module", backend.model)
-    config = getattr(module, "config", None) or getattr(backend.model, "cfg", None)
+def describe_model(backend: Backend) -> dict[str, Any]:
+    """Class, name, revision, precision and fingerprint of one model, JSON-able, without local paths."""
+    config = config_of(backend)
     return {
-        "class": type(module).__name__,
+        "class": type(module_of(backend)).__name__,
         "name": _name(config),
         "revision": getattr(config, "_commit_hash", None),
         "backend": type(backend).__name__,
@@ -38,34 +39,55 @@ def describe_model(backend: Any) -> dict[str, Any]:
     }
 
 
-def fingerprint(backend: Any) -> str:
-    """sha256 over the config and a sample of every weight; a PEFT model with its adapter off has its base's."""
-    module = getattr(backend, "module", backend.model)
-    config = getattr(module, "config", None) or getattr(backend.model, "cfg", None)
-    digest = hashlib.sha256(json.dumps(_settings(config), sort_keys=True, default=str).encode())
-    for name, weight in sorted(_weights(module, adapter_state(backend) == "off")):
+def fingerprint(backend: Backend) -> str:
+    """sha256 over the config and 64 values or so of every weight.
+
+    A PEFT model with its adapter off has its base's fingerprint.
+    """
+    digest = hashlib.sha256(json.dumps(_settings(config_of(backend)), sort_keys=True, default=str).encode())
+    for name, weight in sorted(_weights(module_of(backend), adapter_state(backend)).items()):
         digest.update(f"{name}{list(weight.shape)}".encode())
         digest.update(_sample(weight).numpy().tobytes())
     return digest.hexdigest()
 
 
-def adapter_state(backend: Any) -> str | None:
-    """``on``, ``off`` or ``merged`` for a model that has a PEFT adapter, None for one that never had."""
-    if getattr(backend, "merged", False):
-        return "merged"
-    return (
-        getattr(backend, "adapter", "on")
-        if hasattr(getattr(backend, "module", None), "peft_config")
-        else None
+def adapter_state(backend: Backend) -> str | None:
+    """``on``, ``off`` or ``merged`` for a model with a PEFT adapter, None for one without."""
+    stated = getattr(backend, "adapter", "on")
+    return stated if stated == "merged" or _adapter_layers(module_of(backend)) else None
+
+
+def weight_ids(backend: Backend) -> set[int]:
+    """The identities of the weights: two models that share them all are one."""
+    return {id(weight) for weight in module_of(backend).parameters()}
+
+
+def module_of(backend: Backend) -> nn.Module:
+    """The torch module that holds the weights."""
+    return getattr(backend, "module", backend.model)
+
+
+def config_of(backend: Backend) -> Any:
+    return getattr(module_of(backend), "config", None) or getattr(backend.model, "cfg", None)
+
+
+def _adapter_layers(module: nn.Module) -> dict[str, Any]:
+    return {name: layer for name, layer in module.named_modules() if hasattr(layer, "adapter_layer_names")}
+
+
+def _weights(module: nn.Module, adapter: str | None) -> dict[str, Tensor]:
+    """Weights under the names they have without PEFT; those of an adapter that is off are left out."""
+    added = tuple(
+        f"{name}.{part}."
+        for name, layer in _adapter_layers(module).items()
+        for part in layer.adapter_layer_names
     )
-
-
-def _weights(module: nn.Module, without_adapter: bool) -> list[tuple[str, Tensor]]:
-    named = []
+    named = {}
     for name, weight in module.named_parameters():
-        if without_adapter and ("lora_" in name or "modules_to_save" in name):
+        if adapter == "off" and name.startswith(added):
             continue
-        named.append((name.removeprefix("base_model.model.").replace(".base_layer.", "."), weight))
+        plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        named[plain.removeprefix("base_model.model.")] = weight
     return named
 
 
@@ -84,6 +106,5 @@ def _name(config: Any) -> str | None:
     name = getattr(config, "_name_or_path", None) or getattr(config, "model_name", None)
     if not name:
         return None
-    return (
-        Path(name).name if Path(name).is_absolute() or Path(name).exists() or name.startswith(".") else name
-    )
+    local = Path(name).is_absolute() or Path(name).exists() or name.startswith((".", "~"))
+    return Path(name).name if local else name

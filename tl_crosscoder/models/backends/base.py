@@ -12,13 +12,21 @@ from tl_crosscoder.errors import ShapeMismatch
 from tl_crosscoder.models.tokens import TokenBatch
 from tl_crosscoder.types import Edit
 
-#: ``before_forward(ids, step)``: called with the block of tokens about to be fed, the whole prompt at step 0, then one a row.
+#: ``before_forward(ids, step)``: called with the block of tokens about to be fed: the whole prompt at step 0,
+#: then one token a row.
 BeforeForward = Callable[[Tensor, int], None]
+
+
+class Stop(Exception):
+    """Ends a forward pass where nothing later is wanted."""
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """A language model whose residual stream can be read and edited.  Implementations agree to 1e-5 on real positions."""
+    """A language model whose residual stream can be read and edited.
+
+    Implementations agree to 1e-5 on real positions.
+    """
 
     @property
     def model(self) -> Any: ...

@@ -1,5 +1,6 @@
 """The decoding loop that every backend shares; a backend brings only its step."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor
 from tl_crosscoder.models.backends.base import BeforeForward
 from tl_crosscoder.models.tokens import TokenBatch
 
-#: ``step(tokens, new)``: logits [seq, d_vocab] of the last position, given all tokens so far, ``new`` of them not fed before.
+#: ``step(tokens, new)``: logits [seq, d_vocab] of the last position, from all tokens so far, of which the last
+#: ``new`` were not fed before.
 Step = Callable[[TokenBatch, int], Tensor]
 
 
@@ -26,9 +28,9 @@ def decode(
     seed: int = 0,
     before_forward: BeforeForward | None = None,
 ) -> Int[Tensor, "seq new"]:
-    """New ids, until every row has produced a stop id or ``max_new_tokens`` are there; ``pad_id`` follows a row's stop id.
+    """New ids, until every row has produced a stop id or ``max_new_tokens`` are there.
 
-    Sampling draws on the CPU from ``seed``, so that a seed means the same on every device.
+    ``pad_id`` follows a row's stop id.  Sampling draws on the CPU from ``seed``, so that a seed means the same on every device.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -66,6 +68,12 @@ def extended(tokens: TokenBatch, ids: Int[Tensor, "seq new"]) -> TokenBatch:
     """The batch with ``ids`` appended as real tokens."""
     mask = torch.cat([tokens.attention_mask, torch.ones_like(ids, dtype=torch.bool)], dim=1)
     return TokenBatch.from_ids(torch.cat([tokens.ids, ids], dim=1), mask)
+
+
+def last_only(model: Any) -> dict[str, Any]:
+    """What asks a transformers model for the last position's logits only, where its forward can."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
 
 
 def stop_and_pad(model: Any, tokenizer: Any, stop_ids: Iterable[int] | None) -> tuple[frozenset[int], int]:

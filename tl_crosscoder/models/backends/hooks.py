@@ -1,6 +1,5 @@
 """Plain torch hooks on a transformers model: the reference every other backend is held to."""
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -9,30 +8,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tl_crosscoder.models.backends.base import BeforeForward, apply_edit, evaluating
-from tl_crosscoder.models.backends.generation import decode, extended, stop_and_pad
+from tl_crosscoder.models.backends.base import BeforeForward, Stop, apply_edit, evaluating
+from tl_crosscoder.models.backends.generation import decode, last_only, stop_and_pad
 from tl_crosscoder.models.backends.sites import Site, decoder_layers, edits_in_order, parse_hook
 from tl_crosscoder.models.tokens import TokenBatch
 from tl_crosscoder.types import Edit
 
 
-class Stop(Exception):
-    """Ends a forward pass where nothing later is wanted."""
-
-
 class HookBackend:
     """A transformers or PEFT model read through torch hooks.
 
-    ``layers`` is the path of the decoder blocks where the usual places do not hold them.  ``adapter="off"`` sees a PEFT model as
-    its base, through ``disable_adapter()``: two backends over one model are a pair in the memory of one.
+    ``layers`` is the path of the decoder blocks where the usual places do not hold them.  ``adapter="off"``
+    sees a PEFT model as its base, through ``disable_adapter()``: two backends over one model are a pair in the
+    memory of one.  ``adapter="merged"`` is a note that the weights contain a merged adapter.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: Any = None,
         layers: str | None = None,
-        adapter: Literal["on", "off"] = "on",
+        adapter: Literal["on", "off", "merged"] = "on",
     ):
         if adapter == "off" and not hasattr(model, "disable_adapter"):
             raise ValueError(
@@ -40,14 +36,6 @@ class HookBackend:
             )
         self.model, self.tokenizer, self.adapter = model, tokenizer, adapter
         self.layers = decoder_layers(model, layers)[1]
-        inner = (
-            model.get_base_model()
-            if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-            else model
-        )
-        self._last_only = (
-            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
-        )
 
     @property
     def module(self) -> nn.Module:
@@ -97,13 +85,16 @@ class HookBackend:
         before_forward: BeforeForward | None = None,
         stop_ids: Iterable[int] | None = None,
     ) -> Int[Tensor, "seq new"]:
-        """New token ids through the model's own key-value cache; edits see the left-padded prompt, then each new token."""
-        cache = self.new_cache()
+        """New token ids through the model's own key-value cache.
+
+        Edits see the left-padded prompt, then each new token.
+        """
+        cache, only = self.new_cache(), last_only(self.model)
 
         def step(tokens: TokenBatch, new: int) -> Tensor:
-            # The hooks live only as long as one forward: ``before_forward`` may run the same modules unedited.
+            # The hooks live for one forward only: ``before_forward`` may run the same modules unedited.
             with self.edited(edits):
-                return self._forward(tokens, new, cache, **self._last_only).logits[:, -1]
+                return self._forward(tokens, new, cache, **only).logits[:, -1]
 
         stops, pad = stop_and_pad(self.model, self.tokenizer, stop_ids)
         return decode(
@@ -172,41 +163,12 @@ class HookBackend:
             )
 
 
-class Follower:
-    """The residual stream at one hook of a text that grows: each ``extend`` returns the new tokens' activations.
-
-    Over plain hooks the earlier tokens stay in a key-value cache; over other backends every call reads the whole text again.
-    """
-
-    def __init__(self, backend: Any, batch: TokenBatch, hook: str):
-        self.backend, self.hook = backend, hook
-        self.site = parse_hook(hook, backend.n_layers)
-        self.tokens = batch.padded("left").to(backend.device)
-        # Nothing attends before layer 0, so nothing would fill a cache there.
-        caches = isinstance(backend, HookBackend) and self.site != Site(0, "pre")
-        self.cache = backend.new_cache() if caches else None
-        self.started = False
-
-    @torch.no_grad()
-    def extend(self, ids: Int[Tensor, "seq new"]) -> Float[Tensor, "seq new d_in"]:
-        """Activations at ``ids``, which is the whole left-padded prompt the first time."""
-        ids = ids.to(self.tokens.ids)
-        if self.started:
-            self.tokens = extended(self.tokens, ids)
-        elif not torch.equal(ids, self.tokens.ids):
-            raise ValueError("the first block is not the left-padded prompt this follower was made for")
-        self.started = True
-        if self.cache is None:
-            return self.backend.capture(self.tokens, self.hook)[:, -ids.shape[1] :]
-        return self.backend.capture_step(self.tokens, ids.shape[1], self.site, self.cache)
-
-
 def _bound(edit: Any) -> Callable[[Tensor], Tensor]:
     return lambda acts: apply_edit(edit, acts)
 
 
 def _attach(layer: nn.Module, site: Site, change: Callable[[Tensor], Tensor]) -> Any:
-    """``change`` hung on a block's input or output; a block may return a tensor or a tuple that starts with it."""
+    """``change`` hung on a block's input or output, which may be a tensor or a tuple that starts with it."""
 
     def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from tl_crosscoder.errors import HookNotFound
+from tl_crosscoder.types import Edit
 
 _POINTS = {"hook_resid_post": "post", "hook_out": "post", "hook_resid_pre": "pre", "hook_in": "pre"}
 _NAME = re.compile(r"blocks\.(\d+)\.(\w+)")
@@ -63,14 +64,15 @@ def in_order(hooks: Iterable[str], n_layers: int) -> dict[Site, str]:
     return dict(sorted(named.items(), key=lambda item: (item[0].layer, item[0].point == "post")))
 
 
-def edits_in_order(edits: Mapping[str, object], n_layers: int) -> list[tuple[Site, object]]:
+def edits_in_order(edits: Mapping[str, Edit], n_layers: int) -> list[tuple[Site, Edit]]:
+    """Each edit with its site, in the order a forward pass reaches them."""
     return [(site, edits[hook]) for site, hook in in_order(edits, n_layers).items()]
 
 
 def decoder_layers(model: nn.Module, path: str | None = None) -> tuple[str, nn.ModuleList]:
     """The path and the list of the model's decoder blocks.
 
-    A table of known places first, then the only module list as long as the config says; ``path`` names it outright.
+    Known places first, then the only module list as long as the config says; ``path`` names it outright.
     """
     if path is not None:
         return path, _module_list(model.get_submodule(path), path)
@@ -85,7 +87,8 @@ def decoder_layers(model: nn.Module, path: str | None = None) -> tuple[str, nn.M
         return right[0]
     raise ValueError(
         f"cannot tell which part of {type(model).__name__} holds its {wanted} decoder blocks; candidates: "
-        f"{', '.join(f'{name} ({len(module)})' for name, module in lists.items()) or 'none'}; pass layers='the.path'"
+        f"{', '.join(f'{name} ({len(module)})' for name, module in lists.items()) or 'none'}; "
+        "pass layers='the.path'"
     )
 
 
@@ -102,7 +105,7 @@ def _module_list(module: nn.Module, path: str) -> nn.ModuleList:
     return module
 
 
-def _n_layers(model: nn.Module) -> int | None:
+def _n_layers(model: Any) -> int | None:
     config = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     return getattr(text, "num_hidden_layers", None)
