@@ -206,6 +206,22 @@ class Corpus:
         bits = self.flags[self._place(sequence)]
         return {name: (bits & bit) > 0 for name, bit in FLAGS.items()}
 
+    def marked(self, sequence: int) -> Marked:
+        """Ids and flag bits of one sequence as arrays, as :meth:`from_sequences` takes them."""
+        return self.ids[self._place(sequence)].numpy(), self.flags[self._place(sequence)].numpy()
+
+    def token_flags(self) -> dict[str, Bool[Tensor, "batch"]]:
+        """The same for all tokens of the corpus, one sequence after the other."""
+        return {name: (self.flags & bit) > 0 for name, bit in FLAGS.items()}
+
+    def token_numbers(self, sequences: Int[Tensor, "seq"]) -> Int[Tensor, "batch"]:
+        """Where in the whole corpus each token of these sequences stands."""
+        lengths = self.lengths[sequences]
+        behind = lengths.cumsum(0) - lengths
+        return torch.arange(int(lengths.sum())) + (self.offsets[sequences] - behind).repeat_interleave(
+            lengths
+        )
+
     def batch(self, indices: Indices, pad: Side = "right") -> TokenBatch:
         """The chosen sequences, padded (with id 0, masked) to the longest of them."""
         chosen = torch.as_tensor(np.asarray(indices), dtype=torch.long)

@@ -1,0 +1,210 @@
+"""capture: read a corpus with both models and keep what they made of it.  A killed capture goes on where it stopped."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tl_crosscoder.models.activations import PairedActivations, stored_corpus
+from tl_crosscoder.models.answers import own_answers
+from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.models.drop import Drop
+from tl_crosscoder.models.files import sha256, write_json
+from tl_crosscoder.models.harvest import DType, Harvest, OnNonFinite, Pair
+from tl_crosscoder.models.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    plain,
+    read_manifest,
+    refuse_other_capture,
+    shard_file,
+)
+from tl_crosscoder.models.shards import MemoryShard, to_shard
+from tl_crosscoder.models.tokenizer import template_sha256, tokenizer_sha256
+from tl_crosscoder.models.tokens import TokenBatch
+
+Prompts = Corpus | Sequence[Any]
+
+
+def capture(
+    pair: Pair,
+    corpus: Corpus | TokenBatch,
+    path: str | Path | None = None,
+    *,
+    dtype: DType = "float32",
+    drop: Drop | None = None,
+    max_tokens: int = 8192,
+    shard_tokens: int = 65_536,
+    prompts: Prompts | None = None,
+    on_nonfinite: OnNonFinite = "error",
+    progress: bool = True,
+) -> PairedActivations:
+    """Both models' activations on every token that ``drop`` leaves, in a folder or, with ``path=None``, in memory.
+
+    ``prompts``: chats for both models to answer; each answer joins the corpus (sources ``answers_base`` and
+    ``answers_tuned``) and goes through both models.  ``max_tokens`` bounds a batch with its padding,
+    ``shard_tokens`` what is held in memory at once.  A capture that was interrupted, or whose shards were deleted,
+    goes on at the first missing shard and ends with the same bytes.
+
+    Raises PairMismatch for a folder that was captured otherwise, and NonFiniteActs for NaN or Inf, unless
+    ``on_nonfinite="skip"``, which drops up to 0.1 % of the tokens.
+    """
+    drop = Drop() if drop is None else drop
+    if min(max_tokens, shard_tokens) < 1:
+        raise ValueError(f"max_tokens={max_tokens}, shard_tokens={shard_tokens}; wanted 1 or more each.")
+    corpus = Corpus.from_batch(corpus) if isinstance(corpus, TokenBatch) else corpus
+    if prompts is not None and not isinstance(prompts, Corpus):
+        prompts = Corpus.prompts(prompts, pair.tokenizer)
+    folder = None if path is None else Path(path)
+    asked = {
+        "pair": plain(pair.description()),
+        "tokenizer_sha256": tokenizer_sha256(pair.tokenizer),
+        "chat_template_sha256": template_sha256(pair.tokenizer),
+        "corpus_sha256": corpus.sha256,
+        "prompts_sha256": None if prompts is None else prompts.sha256,
+        "dtype": dtype,
+        "drop": asdict(drop),
+        "max_tokens": max_tokens,
+        "shard_tokens": shard_tokens,
+        "on_nonfinite": on_nonfinite,
+    }
+    earlier = _earlier(folder, asked)
+    if earlier is not None and folder is not None:
+        corpus = stored_corpus(folder, earlier)
+    elif prompts is not None:
+        corpus = corpus + own_answers(pair, prompts)
+    harvest = Harvest(
+        pair,
+        corpus,
+        drop,
+        dtype=dtype,
+        max_tokens=max_tokens,
+        on_nonfinite=on_nonfinite,
+        medians=None if earlier is None else earlier["medians"],
+    )
+    parts = in_shards(corpus, shard_tokens)
+    manifest = _manifest(harvest, asked, len(parts)) if earlier is None else earlier
+    if folder is None:
+        return _in_memory(harvest, parts, manifest, progress)
+    if earlier is None:
+        _begin(folder, corpus, pair.tokenizer, manifest)
+    _write_missing(harvest, folder, parts, manifest, progress)
+    return PairedActivations.open(folder)
+
+
+def in_shards(corpus: Corpus, shard_tokens: int) -> list[Tensor]:
+    """The sequences of each shard, neighbours in the length-sorted order: ``shard_tokens``, or one longer one."""
+    order = corpus.order()
+    shards, start, held = [], 0, 0
+    for place, length in enumerate(corpus.lengths[order].tolist()):
+        if held and held + length > shard_tokens:
+            shards.append(order[start:place])
+            start, held = place, 0
+        held += length
+    return [*shards, order[start:]]
+
+
+def _earlier(folder: Path | None, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a capture to go on with, or None."""
+    if folder is None or not (folder / MANIFEST).exists():
+        return None
+    manifest = read_manifest(folder)
+    refuse_other_capture(folder, manifest["asked"], asked)
+    return manifest
+
+
+def _manifest(harvest: Harvest, asked: dict[str, Any], n_shards: int) -> dict[str, Any]:
+    corpus, bos = harvest.corpus, getattr(harvest.pair.tokenizer, "bos_token_id", None)
+    opening = corpus.ids[corpus.offsets[:-1]]
+    return {
+        "format": "tl_crosscoder activations",
+        "format_version": FORMAT_VERSION,
+        "library_version": version("tl-crosscoder"),
+        "asked": asked,
+        "pair": asked["pair"],
+        "hook": harvest.pair.hook,
+        "dtype": asked["dtype"],
+        "drop": asked["drop"],
+        "d_in": harvest.d_in,
+        "n_models": harvest.n_models,
+        "medians": list(harvest.medians),
+        "bos": {"id": bos, "sequences_opened_by_it": 0 if bos is None else int((opening == bos).sum())},
+        "corpus_sha256": corpus.sha256,
+        "candidates": harvest.candidates,
+        "n_shards": n_shards,
+        "shards": [],
+        "rows": 0,
+        "dropped": {},
+    }
+
+
+def _begin(folder: Path, corpus: Corpus, tokenizer: Any, manifest: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus.save(folder / "corpus.safetensors")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder / "tokenizer")
+    write_json(folder / MANIFEST, manifest)
+
+
+def _write_missing(
+    harvest: Harvest, folder: Path, parts: list[Tensor], manifest: dict[str, Any], progress: bool
+) -> None:
+    entries = manifest["shards"]
+    with _bar(progress, harvest.corpus.n_tokens) as advance:
+        for number, sequences in enumerate(parts):
+            file = folder / shard_file(number)
+            if number < len(entries) and file.exists():
+                harvest.skipped += entries[number]["dropped"].get("nonfinite", 0)
+                advance(entries[number]["tokens"])
+                continue
+            shard = _shard(harvest, sequences, file.name, advance)
+            shard.save(file)
+            entries[number : number + 1] = [_entry(shard, sequences, harvest.corpus, file)]
+            dropped = sum((Counter(entry["dropped"]) for entry in entries), Counter())
+            manifest |= {"rows": sum(entry["rows"] for entry in entries), "dropped": dict(dropped)}
+            write_json(folder / MANIFEST, manifest)
+
+
+def _in_memory(
+    harvest: Harvest, parts: list[Tensor], manifest: dict[str, Any], progress: bool
+) -> PairedActivations:
+    with _bar(progress, harvest.corpus.n_tokens) as advance:
+        shards = [_shard(harvest, sequences, f"part {n}", advance) for n, sequences in enumerate(parts)]
+    dropped = sum((shard.dropped for shard in shards), Counter())
+    manifest |= {"rows": sum(len(shard) for shard in shards), "dropped": dict(dropped)}
+    return PairedActivations(shards, manifest, harvest.corpus, harvest.pair.tokenizer)
+
+
+def _shard(harvest: Harvest, sequences: Tensor, name: str, advance: Callable[[int], None]) -> MemoryShard:
+    def parts() -> Iterator[Any]:
+        for group in harvest.corpus.groups(sequences, harvest.max_tokens):
+            yield harvest.batch(group, name)
+            advance(int(harvest.corpus.lengths[group].sum()))
+
+    return to_shard(parts(), harvest.count(sequences))
+
+
+def _entry(shard: MemoryShard, sequences: Tensor, corpus: Corpus, file: Path) -> dict[str, Any]:
+    return {
+        "file": file.name,
+        "sha256": sha256(file),
+        "rows": len(shard),
+        "sequences": len(sequences),
+        "tokens": int(corpus.lengths[sequences].sum()),
+        "dropped": dict(shard.dropped),
+    }
+
+
+@contextmanager
+def _bar(shown: bool, tokens: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(disable=not shown, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("capturing", total=tokens)
+        yield lambda done: bar.advance(task, done)
