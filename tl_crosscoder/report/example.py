@@ -9,8 +9,9 @@ PER_TOKEN = ("acts", "written_base", "written_tuned", "drive_base", "drive_tuned
 class Example:
     """A window of one sequence, token by token; every list is as long as ``tokens``.
 
-    ``acts`` is the latent's activation, 0 where it is inactive.  ``written_base`` and ``written_tuned`` are the norms of what it adds
-    to each model's residual stream, in raw units.  ``drive_base`` and ``drive_tuned`` are each model's share of the pre-activation.
+    ``acts`` is the latent's activation, 0 where it is inactive.  ``written_base`` and ``written_tuned`` are the norms of what it
+    adds to each model's residual stream, in raw units.  ``drive_base`` and ``drive_tuned`` are each model's part of the
+    pre-activation.
     """
 
     source: str

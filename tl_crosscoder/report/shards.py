@@ -1,6 +1,5 @@
 """The latent table as files: scripts that a page may load from ``file://``, where nothing can be fetched, and one CSV."""
 
-import csv
 import json
 import math
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tl_crosscoder.report.columns import COLUMNS, LATENT, Column, class_key, column
-from tl_crosscoder.report.text import visible
+from tl_crosscoder.report.text import is_missing, visible
 
 ROWS_A_SHARD = 10_000
 FORMULA_STARTS = tuple("=+-@\t\r")
@@ -30,9 +29,7 @@ def write_table(
     ``tokens`` are the strongest tokens of the latents that have a page; they are text like any other column, searchable.
     """
     shown = [name for name in COLUMNS if name in table]
-    shown += [
-        name for name in table if name not in COLUMNS and name != "dead" and not _is_number(table[name])
-    ]
+    shown += [name for name in table if name not in COLUMNS and name != "dead" and not is_number(table[name])]
     columns = {"latent": LATENT} | {str(name): column(str(name)) for name in shown}
     if tokens:
         columns["tokens"] = Column(
@@ -61,18 +58,22 @@ def write_table(
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """``table`` as CSV; a text that a spreadsheet would run as a formula is prefixed with an apostrophe."""
-    safe = table.rename(columns=lambda name: _inert(str(name)))
-    for place, name in enumerate(table):
-        if not _is_number(table[name]):
-            safe.isetitem(place, table[name].map(_inert).astype(object))
-    named = not isinstance(table.index, pd.RangeIndex) or table.index.name is not None
+    plain = isinstance(table.index, pd.RangeIndex) and table.index.name is None
+    safe = table.copy() if plain else table.reset_index()
+    for place in range(safe.shape[1]):
+        values = safe.iloc[:, place]
+        if not is_number(values):
+            safe.isetitem(
+                place, pd.Series([_inert(value) for value in values], index=safe.index, dtype=object)
+            )
+    safe.columns = [_inert(str(name)) for name in safe.columns]
     safe.to_csv(
         path,
-        index=named,
+        index=False,
         float_format="%.7g",
         lineterminator="\n",
-        quoting=csv.QUOTE_MINIMAL,
-        errors="replace",
+        encoding="utf-8",
+        errors="backslashreplace",
     )
 
 
@@ -80,21 +81,22 @@ def _inert(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
 
 
-def _is_number(values: pd.Series) -> bool:
+def is_number(values: Any) -> bool:
+    """Whether a column holds numbers (or booleans)."""
     return pd.api.types.is_numeric_dtype(values)
 
 
 def _description(name: str, spec: Column, table: pd.DataFrame) -> dict[str, Any]:
-    kind = "number" if name == "latent" or (name in table and _is_number(table[name])) else "text"
+    kind = "number" if name == "latent" or (name in table and is_number(table[name])) else "text"
     found = {"key": name, "label": visible(spec.label), "meaning": spec.meaning, "kind": kind}
     return found | ({"digits": spec.digits, "scale": spec.scale} if kind == "number" else {})
 
 
 def _values(rows: pd.DataFrame, name: str) -> str:
     values = rows[name]
-    if _is_number(values):
+    if is_number(values):
         return _array(values.astype(float).tolist())
-    texts = [None if pd.isna(value) else str(value) for value in values]
+    texts = [None if is_missing(value) else str(value) for value in values]
     return script_json([class_key(text) if name == "class" and text is not None else text for text in texts])
 
 

@@ -4,12 +4,15 @@ import re
 from xml.etree import ElementTree
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-ELEMENTS = set(
-    ["svg", "g", "path", "defs", "clipPath", "rect", "use", "text", "tspan", "line", "circle", "ellipse", "polyline", "polygon", "title", "desc", "linearGradient", "stop"]
-)
-ATTRIBUTES = set(
-    ["id", "x", "y", "x1", "x2", "y1", "y2", "dx", "dy", "cx", "cy", "r", "rx", "ry", "d", "points", "width", "height", "viewBox", "transform", "opacity", "offset", "fill", "fill-opacity", "fill-rule", "stroke", "stroke-width", "stroke-opacity", "stroke-linecap", "stroke-linejoin", "stroke-dasharray", "stroke-dashoffset", "stroke-miterlimit", "font-size", "font-weight", "font-style", "text-anchor", "dominant-baseline", "clip-path", "clip-rule", "stop-color", "stop-opacity", "data-x", "data-y"]
-)
+DRAWING = """
+svg g path defs clipPath rect use text tspan line circle ellipse polyline polygon title desc linearGradient stop
+"""
+SHAPING = """
+id x y x1 x2 y1 y2 dx dy cx cy r rx ry d points width height viewBox transform opacity offset fill fill-opacity fill-rule stroke
+stroke-width stroke-opacity stroke-linecap stroke-linejoin stroke-dasharray stroke-dashoffset stroke-miterlimit font-size
+font-weight font-style text-anchor dominant-baseline clip-path clip-rule stop-color stop-opacity data-x data-y
+"""
+ELEMENTS, ATTRIBUTES = set(DRAWING.split()), set(SHAPING.split())
 PALETTE = {
     "#2a6fb0": "base",
     "#d8701c": "tuned",

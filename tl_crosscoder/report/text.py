@@ -2,7 +2,10 @@
 
 import math
 import re
-import unicodedata
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 # Controls (C0, C1, DEL), directional formatting, zero-width and line separators, lone surrogates: they hide, reorder or break text.
 INVISIBLE = re.compile(
@@ -30,27 +33,22 @@ def number(value: object, digits: int | None = None, scale: int = 1) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace("-", "−")
     size = float(str(value)) * scale
-    if digits is None:
-        text = f"{size:,.0f}" if abs(size) >= 1000 else f"{size:.3g}"
-    else:
-        text = f"{size:,.{digits}f}"
-    return "0" if size == 0 and digits is None else text.replace("-", "−")
+    digits = 0 if digits is None and abs(size) >= 1000 else digits
+    text = f"{size:.3g}" if digits is None else f"{size:,.{digits}f}"
+    return text.replace("-", "−")
 
 
 def cell(value: object) -> str:
     """Anything a data frame may hold, as text."""
-    import numpy as np
-    import pandas as pd
-
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or value is pd.NA or value is pd.NaT:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if is_missing(value):
         return MISSING
     return number(value) if isinstance(value, int | float) else str(value)
 
 
-def is_invisible(token: str) -> bool:
-    """Whether nothing of ``token`` would be seen in print."""
-    return all(unicodedata.category(character) in {"Zs", "Cf", "Mn"} for character in token)
+def is_missing(value: Any) -> bool:
+    """None, NaN, NA or NaT."""
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))

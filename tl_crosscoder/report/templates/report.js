@@ -112,8 +112,8 @@ const table = () => {
   const change = (changes) => {
     Object.assign(state, { page: 1 }, changes);
     if (!("page" in changes)) select();
-    write();
     draw();
+    write();
   };
 
   const head = make("tr");
@@ -138,7 +138,10 @@ const table = () => {
       byId("classes").append(label);
     }
   } else byId("classes").hidden = true;
-  byId("query").addEventListener("input", (event) => change({ q: event.target.value }));
+  byId("query").addEventListener("input", (event) => {
+    for (const box of document.querySelectorAll(".brush")) box.remove();
+    change({ q: event.target.value });
+  });
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   byId("first").addEventListener("click", () => change({ page: 1 }));
   byId("previous").addEventListener("click", () => change({ page: state.page - 1 }));
@@ -189,8 +192,8 @@ const brush = (svg, choose) => {
     from = null;
     if (!moved) box.remove();
     choose(axes.map(({ way, name, numbers: [start, stop, low, high] }) => {
-      const value = (place) => (low + ((place - start) / (stop - start)) * (high - low)).toFixed(3);
-      const ends = sides[way].map(value).sort((a, b) => a - b);
+      const value = (place) => low + ((place - start) / (stop - start)) * (high - low);
+      const ends = sides[way].map(value).sort((a, b) => a - b).map((end) => end.toFixed(3));
       return moved ? [name, ...ends] : [name, null, null];
     }));
     if (moved) byId("latents").scrollIntoView({ behavior: "smooth" });
