@@ -27,11 +27,20 @@ CHAT_TEMPLATE = (
 )
 MIX = {"austen": 0.52, "wordnet_sample": 0.22, "jargon": 0.08, "dialogues": 0.18}
 CONTEXT, BATCH, PEAK_LR = 128, 32, 4e-3
-PROMPTS = ["It was a truth", "whale: ", "<|user|>Hello<|end|><|assistant|>", "<|user|>What is your name?<|end|><|assistant|>"]
+PROMPTS = [
+    "It was a truth",
+    "whale: ",
+    "<|user|>Hello<|end|><|assistant|>",
+    "<|user|>What is your name?<|end|><|assistant|>",
+]
 
 
 def read(text: Path) -> dict[str, list[str]]:
-    parts = {name: (text / f"{name}.txt").read_text(encoding="utf-8").strip().split("\n\n") for name in MIX if name != "dialogues"}
+    parts = {
+        name: (text / f"{name}.txt").read_text(encoding="utf-8").strip().split("\n\n")
+        for name in MIX
+        if name != "dialogues"
+    }
     chats = [json.loads(line)["messages"] for line in (text / "dialogues.jsonl").open(encoding="utf-8")]
     chats = [chat for chat in chats if sum(len(m["content"]) for m in chat) < 600]
     parts["dialogues"] = ["".join(f"<|{m['role']}|>{m['content']}<|end|>" for m in chat) for chat in chats]
@@ -45,9 +54,16 @@ def train_tokenizer(parts: dict[str, list[str]], d_vocab: int = 2048) -> PreTrai
     bpe.decoder = decoders.ByteLevel()
     special = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=d_vocab, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=d_vocab, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator([doc for docs in parts.values() for doc in docs[:3000]], trainer)
-    names = {"bos_token": special[0], "eos_token": special[1], "pad_token": special[1], "additional_special_tokens": special[2:]}
+    names = {
+        "bos_token": special[0],
+        "eos_token": special[1],
+        "pad_token": special[1],
+        "additional_special_tokens": special[2:],
+    }
     return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=CHAT_TEMPLATE, **names)
 
 
@@ -72,8 +88,15 @@ def validation_loss(model, data: torch.Tensor, n: int = 24) -> float:
 def sample(model, tokenizer, text: str) -> str:
     torch.manual_seed(0)
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=True, temperature=0.7, top_k=40,
-                         pad_token_id=tokenizer.pad_token_id)
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=40,
+        do_sample=True,
+        temperature=0.7,
+        top_k=40,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return tokenizer.decode(out[0, ids.shape[1] :])
 
 
@@ -86,11 +109,26 @@ def main(text: Path, out: Path, steps: int, seed: int) -> None:
     valid = {name: stream(tokenizer, docs[cut[name] :]) for name, docs in parts.items()}
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True, rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    matrices, vectors = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim < 2]
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            rms_norm_eps=1e-5,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    matrices, vectors = (
+        [p for p in model.parameters() if p.ndim > 1],
+        [p for p in model.parameters() if p.ndim < 2],
+    )
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.95), fused=True)
     began, losses = time.time(), []
@@ -99,7 +137,9 @@ def main(text: Path, out: Path, steps: int, seed: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = lr
         picks = rng.choices(list(MIX), list(MIX.values()), k=BATCH)
-        x = torch.cat([windows(train[name], [rng.randrange(len(train[name]) - CONTEXT - 1)]) for name in picks])
+        x = torch.cat(
+            [windows(train[name], [rng.randrange(len(train[name]) - CONTEXT - 1)]) for name in picks]
+        )
         loss = cross_entropy(model(x[:, :-1]).logits.flatten(0, 1), x[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -107,19 +147,33 @@ def main(text: Path, out: Path, steps: int, seed: int) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1}  loss {sum(losses[-100:]) / 100:.3f}  {time.time() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1}  loss {sum(losses[-100:]) / 100:.3f}  {time.time() - began:.0f} s",
+                flush=True,
+            )
     model.eval().to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    shipped = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()   # what ships is what is measured
-    record = {"steps": steps, "seed": seed, "tokens": steps * BATCH * CONTEXT, "mix": MIX,
-              "validation_loss": {name: round(validation_loss(shipped, data), 3) for name, data in valid.items()},
-              "samples": {prompt: sample(shipped, tokenizer, prompt) for prompt in PROMPTS}}
-    (out / "training.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    shipped = AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32
+    ).eval()  # what ships is what is measured
+    record = {
+        "steps": steps,
+        "seed": seed,
+        "tokens": steps * BATCH * CONTEXT,
+        "mix": MIX,
+        "validation_loss": {name: round(validation_loss(shipped, data), 3) for name, data in valid.items()},
+        "samples": {prompt: sample(shipped, tokenizer, prompt) for prompt in PROMPTS},
+    }
+    (out / "training.json").write_text(
+        json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print(json.dumps(record, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1200)
