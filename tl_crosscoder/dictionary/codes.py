@@ -1,7 +1,6 @@
 """Sparse codes: which latents are active on which token, and how strongly."""
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +22,7 @@ class Codes:
     d_sae: int
 
     @classmethod
-    def from_dense(cls, acts: Float[Tensor, "batch d_sae"]) -> Self:
+    def from_dense(cls, acts: Float[Tensor, "batch d_sae"]) -> "Codes":
         """The non-zero entries of ``acts``; gradients flow to them."""
         tokens, latents = acts.nonzero(as_tuple=True)
         return cls._of(acts[tokens, latents], tokens, latents, acts.shape)
@@ -31,7 +30,7 @@ class Codes:
     @classmethod
     def _of(
         cls, values: Tensor, tokens: Tensor, latents: Tensor, shape: torch.Size | tuple[int, int]
-    ) -> Self:
+    ) -> "Codes":
         offsets = tokens.new_zeros(shape[0] + 1)
         torch.cumsum(torch.bincount(tokens, minlength=shape[0]), 0, out=offsets[1:])
         return cls(values, latents, offsets, shape[1])
@@ -55,14 +54,14 @@ class Codes:
         acts = self.values.new_zeros(len(self), self.d_sae)
         return acts.index_put((self.tokens(), self.latents), self.values)
 
-    def only(self, latents: Int[Tensor, "latent"]) -> Self:
+    def only(self, latents: Int[Tensor, "latent"]) -> "Codes":
         """The pairs of these latents; the tokens and ``d_sae`` stay."""
         chosen = torch.zeros(self.d_sae, dtype=torch.bool, device=self.latents.device)
         chosen[latents] = True
         keep = chosen[self.latents]
         return self._of(self.values[keep], self.tokens()[keep], self.latents[keep], (len(self), self.d_sae))
 
-    def with_values(self, values: Float[Tensor, "nnz"]) -> Self:
+    def with_values(self, values: Float[Tensor, "nnz"]) -> "Codes":
         """The same pairs with other strengths."""
         return replace(self, values=values)
 

@@ -1,7 +1,7 @@
 """One sparse code for every model, a decoder for each."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -160,7 +160,7 @@ class Crosscoder(nn.Module):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
+    def from_config(cls, config: dict[str, Any]) -> "Crosscoder":
         """The crosscoder ``config`` describes.  Unknown and missing keys raise."""
         arguments = dict(config)
         known = (

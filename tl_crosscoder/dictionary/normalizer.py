@@ -1,7 +1,7 @@
 """Raw activations to the units a crosscoder trains in, and back."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,7 @@ class Normalizer(nn.Module):
         self.register_buffer("scale", scale.detach().clone())
 
     @classmethod
-    def identity(cls, n_models: int, d_in: int) -> Self:
+    def identity(cls, n_models: int, d_in: int) -> "Normalizer":
         """The normaliser that changes nothing."""
         return cls(torch.zeros(n_models, d_in), torch.ones(n_models))
 
@@ -47,7 +47,7 @@ class Normalizer(nn.Module):
         statistic: Literal["mean_norm", "median_norm", "rms"] = "mean_norm",
         target: Literal["sqrt_d"] | float = "sqrt_d",
         max_tokens: int | None = None,
-    ) -> Self:
+    ) -> "Normalizer":
         """The normaliser that brings the statistic of ‖x - mean‖ to ``target`` (√d_in), for each model or on average over models.
 
         ``batches`` is an iterable of raw [batch, model, d_in] tensors or has ``.batches(size)``.  It is read twice, in float64

@@ -18,6 +18,9 @@ class Sparsity(nn.Module, ABC):
     looks at one token at a time.
     """
 
+    def __init__(self):
+        super().__init__()
+
     @abstractmethod
     def forward(
         self, pre_acts: Float[Tensor, "batch d_sae"], norms: Float[Tensor, "d_sae"]

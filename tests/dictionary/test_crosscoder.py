@@ -1,0 +1,220 @@
+import numpy as np
+import pytest
+import reference
+import torch
+
+from tl_crosscoder.dictionary.codes import Codes
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.losses import L1, MSE, Progress
+from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, TopK
+from tl_crosscoder.errors import ShapeMismatch
+
+D_IN, D_SAE = 5, 12
+
+
+def draw(batch=16, seed=3, dtype=torch.float32):
+    return 2 + 3 * torch.randn(batch, 2, D_IN, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def normalizer():
+    return Normalizer(torch.linspace(-1, 3, 2 * D_IN).view(2, D_IN), torch.tensor([0.5, 0.2]))
+
+
+def random_crosscoder(sparsity=None, norms="sum", dtype=torch.float32, seed=4):
+    """Random weights everywhere, and a threshold that leaves some latents on."""
+    crosscoder = Crosscoder(D_IN, D_SAE, sparsity or BatchTopK(3), normalizer=normalizer(), code_norm=norms)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in crosscoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    if isinstance(crosscoder.sparsity, BatchTopK):
+        crosscoder.sparsity.threshold.fill_(4.0)
+    return crosscoder.to(dtype)
+
+
+def copy_of(crosscoder):
+    other = Crosscoder.from_config(crosscoder.config).to(crosscoder.W_dec.dtype)
+    other.load_state_dict(crosscoder.state_dict())
+    return other.train(crosscoder.training)
+
+
+def test_the_forward_pass_equals_the_loop_in_float64():
+    crosscoder, x = random_crosscoder(dtype=torch.float64), draw(dtype=torch.float64)
+    mean, scale = crosscoder.normalizer.mean.numpy(), crosscoder.normalizer.scale.numpy()
+    W_enc, b_enc, W_dec, b_dec = (
+        p.detach().numpy() for p in (crosscoder.W_enc, crosscoder.b_enc, crosscoder.W_dec, crosscoder.b_dec)
+    )
+    target = (x.numpy() - mean) * scale[:, None]
+    pre = reference.encode(target, W_enc, b_enc)
+    acts = reference.keep_largest(pre, reference.decoder_norms(W_dec).sum(1), 3 * len(x))
+    estimate = reference.decode(acts, W_dec, b_dec)
+    out = crosscoder(x)
+    np.testing.assert_allclose(out.pre_acts.detach(), pre, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(out.acts.detach(), acts, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(out.target, target, rtol=1e-12)
+    np.testing.assert_allclose(out.estimate.detach(), estimate, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(out.recon.detach(), estimate / scale[:, None] + mean, rtol=1e-12, atol=1e-12)
+
+
+def test_encode_and_decode_are_the_two_halves_of_forward():
+    crosscoder, x = random_crosscoder().eval(), draw()
+    out = crosscoder(x)
+    assert torch.equal(crosscoder.encode(x), out.acts)
+    assert torch.equal(crosscoder.decode(out.acts), out.recon)
+
+
+def test_sparse_codes_decode_to_the_same_reconstruction():
+    crosscoder, x = random_crosscoder(dtype=torch.float64).eval(), draw(dtype=torch.float64)
+    codes = crosscoder.encode_sparse(x)
+    assert isinstance(codes, Codes)
+    assert torch.equal(codes.dense(), crosscoder.encode(x))
+    assert 0 < codes.l0 < D_SAE
+    torch.testing.assert_close(crosscoder.decode(codes), crosscoder(x).recon, rtol=1e-12, atol=1e-12)
+
+
+def test_it_starts_tied_with_rows_of_the_asked_length():
+    crosscoder = Crosscoder(D_IN, D_SAE, ReLU(), init_norm=0.3)
+    torch.testing.assert_close(crosscoder.decoder_norms(), torch.full((D_SAE, 2), 0.3))
+    assert torch.equal(crosscoder.W_enc_rows, crosscoder.W_dec)
+    assert torch.equal(crosscoder.W_dec[:, 0], crosscoder.W_dec[:, 1])
+    apart = Crosscoder(D_IN, D_SAE, ReLU(), init_norm=0.3, same_init=False)
+    assert (torch.cosine_similarity(apart.W_dec[:, 0], apart.W_dec[:, 1], dim=-1) < 0.999).all()
+    assert not torch.equal(
+        Crosscoder(D_IN, D_SAE, ReLU(), seed=1).W_dec, Crosscoder(D_IN, D_SAE, ReLU(), seed=2).W_dec
+    )
+
+
+def test_W_enc_is_a_view_of_the_latent_major_rows():
+    crosscoder = Crosscoder(D_IN, D_SAE, ReLU())
+    assert crosscoder.W_enc.shape == (2, D_IN, D_SAE)
+    assert crosscoder.W_enc.data_ptr() == crosscoder.W_enc_rows.data_ptr()
+
+
+@pytest.mark.parametrize("sparsity", [BatchTopK(3), TopK(3), ReLU()])
+def test_stretching_the_encoder_against_the_decoder_changes_nothing(sparsity):
+    crosscoder, x = random_crosscoder(sparsity, dtype=torch.float64), draw(dtype=torch.float64)
+    other = copy_of(crosscoder)
+    c = torch.linspace(0.2, 5, D_SAE, dtype=torch.float64)
+    with torch.no_grad():
+        other.W_enc_rows.mul_(c[:, None, None])
+        other.b_enc.mul_(c)
+        other.W_dec.div_(c[:, None, None])
+    progress = Progress(5, 10, 0, torch.zeros(D_SAE, dtype=torch.int64))
+    a, b = crosscoder(x), other(x)
+    torch.testing.assert_close(a.recon, b.recon, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(a.acts * c, b.acts, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        L1(1.0)(x, a, crosscoder, progress), L1(1.0)(x, b, other, progress), rtol=1e-12, atol=0
+    )
+    ratio = [n.decoder_norms()[:, 1] / n.decoder_norms()[:, 0] for n in (crosscoder, other)]
+    torch.testing.assert_close(*ratio, rtol=1e-12, atol=0)
+
+
+def test_permuting_latents_permutes_the_codes():
+    crosscoder, x = random_crosscoder(dtype=torch.float64).eval(), draw(dtype=torch.float64)
+    other, order = copy_of(crosscoder), torch.randperm(D_SAE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for name in ("W_enc_rows", "b_enc", "W_dec"):
+            getattr(other, name).copy_(getattr(crosscoder, name)[order])
+    torch.testing.assert_close(other.encode(x), crosscoder.encode(x)[:, order], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(other(x).recon, crosscoder(x).recon, rtol=1e-12, atol=1e-12)
+
+
+def test_swapping_the_models_mirrors_everything():
+    crosscoder, x = random_crosscoder(dtype=torch.float64).eval(), draw(dtype=torch.float64)
+    other = copy_of(crosscoder)
+    with torch.no_grad():
+        for part in (other.W_enc_rows, other.W_dec):
+            part.copy_(part.flip(1))
+        other.b_dec.copy_(other.b_dec.flip(0))
+        other.normalizer.mean.copy_(other.normalizer.mean.flip(0))
+        other.normalizer.scale.copy_(other.normalizer.scale.flip(0))
+    torch.testing.assert_close(other.encode(x.flip(1)), crosscoder.encode(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(other(x.flip(1)).recon.flip(1), crosscoder(x).recon, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(other.decoder_norms().flip(1), crosscoder.decoder_norms())
+
+
+def test_eval_codes_do_not_depend_on_batch_mates():
+    crosscoder, x = random_crosscoder(dtype=torch.float64).eval(), draw(64, dtype=torch.float64)
+    alone = torch.cat([crosscoder.encode(row[None]) for row in x])
+    torch.testing.assert_close(crosscoder.encode(x), alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("norms", ["sum", "l2", "none"])
+@pytest.mark.parametrize("sparsity", [BatchTopK(3), TopK(3), ReLU()])
+def test_folding_changes_nothing(sparsity, norms):
+    crosscoder, x = random_crosscoder(sparsity, norms).eval(), draw()
+    folded = crosscoder.folded()
+    a, b = crosscoder(x), folded(x)
+    assert torch.equal(folded.normalizer.scale, torch.ones(2))
+    for field in ("acts", "target", "estimate", "recon"):
+        torch.testing.assert_close(getattr(a, field), getattr(b, field), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(crosscoder.decoder_norms(), folded.decoder_norms(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(crosscoder.decoder_rows(), folded.decoder_rows(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(crosscoder.raw_rows(), folded.raw_rows(), rtol=1e-6, atol=1e-7)
+    progress = Progress(5, 10, 0, torch.zeros(D_SAE, dtype=torch.int64))
+    for loss in (MSE(), L1(1.0)):
+        torch.testing.assert_close(
+            loss(x, a, crosscoder, progress), loss(x, b, folded, progress), rtol=1e-5, atol=1e-5
+        )
+    with pytest.raises(ValueError, match="folded already"):
+        folded.folded()
+
+
+def test_code_norms_by_hand():
+    crosscoder = Crosscoder(2, 1, ReLU())
+    with torch.no_grad():
+        crosscoder.W_dec.copy_(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]))
+    expected = {"sum": 7, "l2": 5, "none": 1}
+    for name, value in expected.items():
+        crosscoder.code_norm = name
+        assert crosscoder.selection_norms().item() == value
+
+
+def test_config_and_from_config_are_inverses():
+    crosscoder = random_crosscoder(norms="l2").folded()
+    assert Crosscoder.from_config(crosscoder.config).config == crosscoder.config
+    with pytest.raises(ValueError, match="no setting 'd_hidden'"):
+        Crosscoder.from_config({**crosscoder.config, "d_hidden": 4})
+    with pytest.raises(ValueError, match="'folded' is missing"):
+        Crosscoder.from_config({k: v for k, v in crosscoder.config.items() if k != "folded"})
+
+
+def test_swapped_axes_are_named():
+    crosscoder, x = random_crosscoder(), draw()
+    with pytest.raises(
+        ShapeMismatch,
+        match=r"encode wants \[batch, model=2, d_in=5\], got \[16, 5, 2\]; axes 1 and 2 look swapped",
+    ):
+        crosscoder.encode(x.mT)
+    with pytest.raises(ShapeMismatch, match=r"forward wants \[batch, model=2, d_in=5\], got \[16, 2, 4\]\."):
+        crosscoder(x[..., :4])
+
+
+def test_half_precision_activations_are_read_in_the_weights_dtype():
+    crosscoder, x = random_crosscoder().eval(), draw().bfloat16()
+    assert torch.equal(crosscoder.encode(x), crosscoder.encode(x.float()))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [((0, 4, 2), "d_in=0"), ((4, 0, 2), "d_sae=0"), ((4, 4, 0), "n_models=0")],
+)
+def test_impossible_sizes_are_refused(sizes, reason):
+    d_in, d_sae, n_models = sizes
+    with pytest.raises(ValueError, match=reason):
+        Crosscoder(d_in, d_sae, ReLU(), n_models=n_models)
+
+
+def test_a_normaliser_of_another_shape_is_refused():
+    with pytest.raises(ShapeMismatch, match=r"\[model=2, d_in=7\], got \[2, 5\]"):
+        Crosscoder(7, 4, ReLU(), normalizer=normalizer())
+
+
+def test_a_dead_latent_with_zero_decoders_has_norm_zero_and_never_fires():
+    crosscoder, x = random_crosscoder(), draw()
+    with torch.no_grad():
+        crosscoder.W_dec[2] = 0
+    assert crosscoder.decoder_norms()[2].tolist() == [0, 0]
+    assert not crosscoder(x).acts[:, 2].any()
