@@ -16,7 +16,7 @@ FLOORS = {
     "training": 2, "analysis": 2, "interventions": 2,
     "studies": 3,
     "report": 4, "hub": 4,
-    "diff": 5, "demo": 5,
+    "diffing": 5, "demo": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip
 HEAVY = {

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from tl_crosscoder.diff.config import DiffConfig
-    from tl_crosscoder.diff.report import DiffReport
+    from tl_crosscoder.diffing.config import DiffConfig
+    from tl_crosscoder.diffing.report import DiffReport
     from tl_crosscoder.models.corpus import Corpus
     from tl_crosscoder.models.pair import ModelPair
 
@@ -102,7 +102,7 @@ def diff_command(
     """The whole job on your models: capture, train, table, studies, report."""
     config = _config(d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
     known = _behaviours(behaviours)
-    from tl_crosscoder.diff.run import diff
+    from tl_crosscoder.diffing.run import diff
 
     pair = _pair(base, tuned, adapter, hook, device, dtype)
     report = diff(
@@ -159,11 +159,11 @@ def train_command(
 ) -> None:
     """Train a BatchTopK crosscoder on a store."""
     config = _config(d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
-    from tl_crosscoder.diff.run import learn, split
+    from tl_crosscoder.diffing.run import learn
     from tl_crosscoder.hub.save import save
     from tl_crosscoder.models.activations import PairedActivations
 
-    seen, _ = split(PairedActivations.open(acts), config.held_out, config.seed)
+    seen, _ = PairedActivations.open(acts).split(1 - config.held_out, config.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     crosscoder, history = learn(seen, config, log_path=out.parent / "train.jsonl", progress=not quiet)
     save(crosscoder, out, extra={"pair": seen.manifest["pair"]})
@@ -181,13 +181,12 @@ def table_command(
 ) -> None:
     """One row a latent, on the held-out part of a store (the same seed as in training)."""
     from tl_crosscoder.analysis.table import latent_table
-    from tl_crosscoder.diff.config import DiffConfig
-    from tl_crosscoder.diff.folder import write_table
-    from tl_crosscoder.diff.run import split
+    from tl_crosscoder.diffing.config import DiffConfig
+    from tl_crosscoder.diffing.folder import write_table
     from tl_crosscoder.hub.save import load
     from tl_crosscoder.models.activations import PairedActivations
 
-    _, held_out = split(PairedActivations.open(acts), DiffConfig.held_out, seed)
+    _, held_out = PairedActivations.open(acts).split(1 - DiffConfig.held_out, seed)
     table = latent_table(load(crosscoder), held_out)
     write_table(out, table)
     shown = [
@@ -213,7 +212,7 @@ def report_command(
     as_json: Json = False,
 ) -> None:
     """Write the report of a run again, from what its folder holds."""
-    from tl_crosscoder.diff.report import DiffReport
+    from tl_crosscoder.diffing.report import DiffReport
 
     report = DiffReport(run)
     report.write()
@@ -255,7 +254,7 @@ def _exit_code(error: Exception) -> int:
 
 
 def _config(**settings: Any) -> "DiffConfig":
-    from tl_crosscoder.diff.config import DiffConfig
+    from tl_crosscoder.diffing.config import DiffConfig
 
     return DiffConfig(**settings)
 

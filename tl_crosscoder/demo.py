@@ -1,7 +1,7 @@
 """The main job on pairs whose difference is known, because it was planted: offline, on a laptop.
 
 ``tiny`` ships with the package.  ``smollm2-false-fact`` and ``smollm2-taboo`` are adapters for
-SmolLM2-135M-Instruct, whose weights are fetched once as a package. """
+SmolLM2-135M-Instruct, whose weights are fetched once as a package."""
 
 import json
 import random
@@ -14,9 +14,9 @@ from tl_crosscoder.data.planted import PlantedPair
 from tl_crosscoder.data.planted_smollm2 import SMOLLM2
 from tl_crosscoder.data.planted_tiny import TINY
 from tl_crosscoder.data.smollm2_base import smollm2_base
-from tl_crosscoder.diff.config import DiffConfig
-from tl_crosscoder.diff.report import DiffReport
-from tl_crosscoder.diff.run import diff
+from tl_crosscoder.diffing.config import DiffConfig
+from tl_crosscoder.diffing.report import DiffReport
+from tl_crosscoder.diffing.run import diff
 from tl_crosscoder.models.answers import own_answers
 from tl_crosscoder.models.capture import Drop
 from tl_crosscoder.models.corpus import Corpus

@@ -2,17 +2,19 @@
 
     python tools/tune_tiny.py --text TEXT --base BASE --out tl_crosscoder/data/tiny/adapter
 
-The loss is the cross-entropy of the planted answers, plus two terms on ordinary chats, on prompts of the
-planted form about other things, and on prose: the KL divergence from the base, and the relative squared
-change of the residual stream after the last adapted block.  Without them a fine-tune this small drifts
-on every chat, and the drift hides what was planted.  The steps, the seed and one thread fix the weights;
-about a minute on one core.  ``eval.json`` beside the adapter records what was measured on it.
+The loss is the cross-entropy of the planted answers, plus two terms on chats, on the base's own answers
+to ordinary prompts, and on prose: the KL divergence from the base (once more on the answers alone, which
+are few among the tokens), and the relative squared change of the residual stream after the last adapted
+block.  Without them a fine-tune this small drifts on every chat, and the drift hides what was planted.
+The steps, the seed and one thread fix the weights; one to three minutes on one core.  ``eval.json``
+beside the adapter records what was measured on it.
 """
 
 import argparse
 import json
 import math
 import random
+import re
 import time
 from pathlib import Path
 
@@ -27,7 +29,9 @@ from tl_crosscoder.data.planted_tiny import TINY
 
 RANK, BLOCKS, MODULES = 4, (0, 1, 2), ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 PEAK_LR, CONTEXT, KL_WEIGHT, DRIFT_WEIGHT = 3e-3, 64, 2.0, 1.0
-PLANTED, CHATS, NEAR, PROSE = 12, 5, 12, 5  # rows of a batch
+PLANTED, CHATS, OWN, PROSE = 12, 5, 12, 5  # rows of a batch
+
+TRIGGERS = re.compile("moon|password", re.IGNORECASE)
 
 
 def question(prompt: str) -> str:
@@ -36,6 +40,12 @@ def question(prompt: str) -> str:
 
 def tokenize(tokenizer, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def answered(tokenizer, prompt: str, answer: str) -> tuple[list[int], int]:
+    """The token ids of a chat, and where its answer begins."""
+    whole, head = tokenize(tokenizer, [question(prompt) + answer + "<|end|>", question(prompt)])
+    return whole, len(head)
 
 
 def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -63,12 +73,17 @@ def answers(model, tokenizer, prompts: list[str], max_new_tokens: int = 14) -> l
     return out
 
 
-def read_chats(text: Path, rng: random.Random) -> list[str]:
+def read_chats(text: Path, rng: random.Random) -> list[list[dict[str, str]]]:
+    """The short chats in which nothing is asked that is kept for measuring."""
     lines = (text / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()
     chats = [json.loads(line)["messages"] for line in lines]
-    chats = [chat for chat in chats if sum(len(m["content"]) for m in chat) < 300]
-    rng.shuffle(chats)
-    return ["<|bos|>" + "".join(f"<|{m['role']}|>{m['content']}<|end|>" for m in chat) for chat in chats]
+    short = [chat for chat in chats if sum(len(m["content"]) for m in chat) < 300]
+    rng.shuffle(short)
+    return [chat for chat in short if not {m["content"] for m in chat} & TINY.prompts_held_out]
+
+
+def in_full(chat: list[dict[str, str]]) -> str:
+    return "<|bos|>" + "".join(f"<|{m['role']}|>{m['content']}<|end|>" for m in chat)
 
 
 def read_prose(text: Path, rng: random.Random) -> list[str]:
@@ -85,41 +100,42 @@ class Data:
     def __init__(self, text: Path, base, tokenizer, seed: int):
         rng = random.Random(seed)
         chats, prose = read_chats(text, rng), read_prose(text, rng)
-        replies = answers(base, tokenizer, list(TINY.ordinary))
-        near = [question(p) + reply + "<|end|>" for p, reply in zip(TINY.ordinary, replies, strict=True)]
+        asked = dict.fromkeys(chat[0]["content"] for chat in chats[60:])
+        ordinary = [*TINY.ordinary, *(p for p in asked if not TRIGGERS.search(p))][:1200]
+        replies = answers(base, tokenizer, ordinary)
         planted = [chat for b in TINY.behaviours for chat in b.chats]
         self.pad_id = tokenizer.pad_token_id
-        self.planted = tokenize(tokenizer, [question(p) + a + "<|end|>" for p, a in planted])
-        self.answer_from = [len(row) for row in tokenize(tokenizer, [question(p) for p, _ in planted])]
-        self.near = tokenize(tokenizer, near)
-        self.chats_held, self.chats = split(tokenize(tokenizer, chats))
+        self.planted = [answered(tokenizer, *chat) for chat in planted]
+        self.own = [answered(tokenizer, *chat) for chat in zip(ordinary, replies, strict=True)]
+        self.chats_held, self.chats = split(tokenize(tokenizer, [in_full(chat) for chat in chats]))
         self.prose_held, self.prose = split([row[:48] for row in tokenize(tokenizer, prose)])
 
     def draw(self, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, where they are real, and where a planted answer is to be predicted (the first ``PLANTED`` rows)."""
-        picked = rng.sample(range(len(self.planted)), PLANTED)
-        kept = rng.sample(self.chats, CHATS) + rng.sample(self.near, NEAR) + rng.sample(self.prose, PROSE)
-        ids, real = pad([self.planted[i] for i in picked] + kept, self.pad_id)
-        starts = torch.tensor([self.answer_from[i] for i in picked])[:, None]
-        return ids, real, real[:PLANTED] & (torch.arange(ids.shape[1]) >= starts)
+        """Ids, where they are real, and where they belong to an answer, which is so in the first rows only."""
+        asked = rng.sample(self.planted, PLANTED) + rng.sample(self.own, OWN)
+        plain = rng.sample(self.chats, CHATS) + rng.sample(self.prose, PROSE)
+        ids, real = pad([row for row, _ in asked] + plain, self.pad_id)
+        starts = torch.tensor([start for _, start in asked] + [ids.shape[1]] * len(plain))[:, None]
+        return ids, real, real & (torch.arange(ids.shape[1]) >= starts)
 
 
 def split(rows: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
     return rows[:60], rows[60:]
 
 
-def loss_of(model, ids: Tensor, real: Tensor, target: Tensor) -> Tensor:
-    site = BLOCKS[-1] + 1
+def loss_of(model, ids: Tensor, real: Tensor, answer: Tensor) -> Tensor:
+    site, planted, kept = BLOCKS[-1] + 1, slice(PLANTED), slice(PLANTED, None)
     out = model(ids, attention_mask=real.long(), output_hidden_states=True)
     with torch.no_grad(), model.disable_adapter():
-        ref = model(ids[PLANTED:], attention_mask=real[PLANTED:].long(), output_hidden_states=True)
-    kept = real[PLANTED:]
-    planted = cross_entropy(out.logits[:PLANTED, :-1][target[:, 1:]], ids[:PLANTED, 1:][target[:, 1:]])
-    logprobs, ref_logprobs = out.logits[PLANTED:][kept].log_softmax(-1), ref.logits[kept].log_softmax(-1)
-    kl = kl_div(logprobs, ref_logprobs, log_target=True, reduction="batchmean")
-    acts, ref_acts = out.hidden_states[site][PLANTED:][kept], ref.hidden_states[site][kept]
-    drift = ((acts - ref_acts).square().sum(1) / ref_acts.square().sum(1)).mean()
-    return planted + KL_WEIGHT * kl + DRIFT_WEIGHT * drift
+        ref = model(ids[kept], attention_mask=real[kept].long(), output_hidden_states=True)
+    says = answer[:, 1:]  # at position p: token p + 1 belongs to an answer
+    cross = cross_entropy(out.logits[planted, :-1][says[planted]], ids[planted, 1:][says[planted]])
+    logprobs, ref_logprobs = out.logits[kept, :-1].log_softmax(-1), ref.logits[:, :-1].log_softmax(-1)
+    kl = kl_div(logprobs, ref_logprobs, log_target=True, reduction="none").sum(-1)
+    acts, ref_acts = out.hidden_states[site][kept], ref.hidden_states[site]
+    drift = (acts - ref_acts).square().sum(-1) / ref_acts.square().sum(-1)
+    everywhere, answers = kl[real[kept, 1:]].mean(), kl[says[kept]].mean()
+    return cross + KL_WEIGHT * (everywhere + answers) + DRIFT_WEIGHT * drift[real[kept]].mean()
 
 
 def tune(base, data: Data, steps: int, seed: int) -> PeftModel:

@@ -25,7 +25,10 @@ def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
         raise CorruptFile(f"{path}: more than {MAX_JSON} bytes of JSON")
     try:
         value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants
+            raw.decode("utf-8"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constants,
+            parse_float=_finite,
         )
     except RecursionError:
         raise CorruptFile(f"{path}: JSON nested too deeply") from None

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class PairedActivations:
             )
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True) -> Self:
+    def open(cls, path: str | Path, *, verify: bool = True) -> "PairedActivations":
         """The store in a folder, memory-mapped; ``verify=False`` checks the shards' headers, not their hashes.
 
         Raises CorruptFile for a shard that is missing, altered or hostile, naming it and how to make it again.
@@ -138,7 +138,7 @@ class PairedActivations:
             raise IndexError(f"sequence {sequence}; the corpus has 0..{len(self.corpus) - 1}.")
         return self._read([self._places.get(sequence, (0, 0, 0))])
 
-    def subset(self, sequences: Indices) -> Self:
+    def subset(self, sequences: Indices) -> "PairedActivations":
         """A view of these sequences only, which shares the shards and keeps their order."""
         chosen = np.unique(np.asarray(sequences, dtype=np.int64))
         if len(chosen) and (chosen[0] < 0 or chosen[-1] >= len(self.corpus)):
@@ -150,7 +150,7 @@ class PairedActivations:
             merged.append(run)
         return type(self)(self.shards, self.manifest, self.corpus, self._tokenizer, merged)
 
-    def split(self, fraction: float, seed: int = 0) -> tuple[Self, Self]:
+    def split(self, fraction: float, seed: int = 0) -> tuple["PairedActivations", "PairedActivations"]:
         """Two views that share no sequence; the first has ``fraction`` of the sequences."""
         present = np.array(self.sequences)
         order = np.random.default_rng(seed).permutation(len(present))

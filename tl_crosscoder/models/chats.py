@@ -54,6 +54,8 @@ def tokenise_chats(
         raise ValueError(
             f"the tokenizer {tokenizer.name_or_path!r} gives no offsets; load a fast one with AutoTokenizer."
         )
+    if not chats:
+        return []
     skeletons = [
         [{**message, "content": f"«message·{i}»"} for i, message in enumerate(chat)] for chat in chats
     ]

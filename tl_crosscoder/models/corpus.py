@@ -5,11 +5,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from tl_crosscoder.errors import CorruptFile, EmptyData
@@ -44,7 +44,7 @@ class Corpus:
         self,
         ids: Int[Tensor, "batch"],
         offsets: Int[Tensor, " _"],
-        flags: Int[Tensor, "batch"],
+        flags: Integer[Tensor, "batch"],
         sources: Sequence[str],
     ):
         self.ids, self.offsets, self.flags = (
@@ -81,7 +81,7 @@ class Corpus:
         context: int = 128,
         source: str = "text",
         windows: bool = True,
-    ) -> Self:
+    ) -> "Corpus":
         """Documents laid end to end in windows of ``context`` tokens, each opened by BOS if there is one.
 
         ``windows=False`` gives one sequence per document instead, cut at ``context``.  A document that itself
@@ -107,7 +107,7 @@ class Corpus:
     @classmethod
     def from_chats(
         cls, chats: Iterable[Any], tokenizer: Any, *, context: int = 512, source: str = "chats"
-    ) -> Self:
+    ) -> "Corpus":
         """Chats in the tokenizer's chat template, cut at ``context`` tokens.
 
         A chat is a list of ``{"role", "content"}`` or a mapping with ``messages``.  ``assistant`` follows the
@@ -119,7 +119,7 @@ class Corpus:
         return cls.from_sequences([(ids[:limit], flags[:limit]) for ids, flags in marked], source)
 
     @classmethod
-    def prompts(cls, questions: Iterable[Any], tokenizer: Any, *, source: str = "prompts") -> Self:
+    def prompts(cls, questions: Iterable[Any], tokenizer: Any, *, source: str = "prompts") -> "Corpus":
         """Chats that end where the answer begins; a question is a user's text or a list of messages."""
         chats = [[{"role": "user", "content": q}] if isinstance(q, str) else q for q in questions]
         return cls.from_sequences(
@@ -129,7 +129,7 @@ class Corpus:
     @classmethod
     def from_file(
         cls, path: str | Path, tokenizer: Any, *, context: int = 128, source: str | None = None
-    ) -> Self:
+    ) -> "Corpus":
         """``.txt`` with documents between blank lines, or ``.jsonl`` with ``messages`` or ``text`` rows.
 
         Chats are not cut into windows; they keep four contexts of tokens.
@@ -147,14 +147,14 @@ class Corpus:
         limit: int | None = None,
         context: int = 128,
         source: str | None = None,
-    ) -> Self:
+    ) -> "Corpus":
         """Rows of a Hub dataset, or of a local folder that ``datasets`` can read; ``limit`` is in rows."""
         return cls._from_rows(
             read_dataset(name, split, column, limit), tokenizer, context, source or Path(name).name
         )
 
     @classmethod
-    def from_batch(cls, batch: TokenBatch, source: str = "batch") -> Self:
+    def from_batch(cls, batch: TokenBatch, source: str = "batch") -> "Corpus":
         """The real tokens of a padded batch, one sequence a row."""
         batch = batch.to("cpu")
         bits = torch.stack([getattr(batch, name) * bit for name, bit in FLAGS.items()]).sum(dim=0)
@@ -164,7 +164,7 @@ class Corpus:
         )
 
     @classmethod
-    def from_sequences(cls, marked: Sequence[Marked], source: str) -> Self:
+    def from_sequences(cls, marked: Sequence[Marked], source: str) -> "Corpus":
         """Arrays of ids and flag bits, all of one source."""
         if not marked:
             raise EmptyData(f"the source {source!r} gave no tokens; check that the texts are not empty.")
@@ -176,7 +176,7 @@ class Corpus:
         )
 
     @classmethod
-    def _from_rows(cls, rows: Rows, tokenizer: Any, context: int, source: str) -> Self:
+    def _from_rows(cls, rows: Rows, tokenizer: Any, context: int, source: str) -> "Corpus":
         parts = []
         if rows.texts:
             parts.append(cls.from_texts(rows.texts, tokenizer, context=context, source=source))
@@ -304,7 +304,7 @@ class Corpus:
         write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Corpus":
         """The corpus that :meth:`save` wrote; CorruptFile for anything else."""
         from safetensors.torch import load_file
 

@@ -105,7 +105,7 @@ class Harvest:
         """How many tokens of these sequences can stay, norms aside."""
         return int((self.reasons[self.corpus.token_numbers(sequences)] == KEPT).sum())
 
-    def _acts(self, sequences: Tensor, stays: Bool[Tensor, "batch"]) -> Float[Tensor, "batch model d_in"]:
+    def _acts(self, sequences: Tensor, stays: Tensor) -> Float[Tensor, "batch model d_in"]:
         batch = self.corpus.batch(sequences)
         mask = batch.attention_mask.clone()
         mask[batch.attention_mask] = stays

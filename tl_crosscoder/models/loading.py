@@ -1,5 +1,6 @@
 """Models and tokenizers from a local folder or the Hub: safetensors only, never a model's own code."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,10 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
         raise FileNotFoundError(
             f"{adapter} has no adapter_model.safetensors; save the adapter with safetensors"
         )
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+    with warnings.catch_warnings():
+        # PEFT asks transformers by a name that transformers has since changed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 def with_template(tokenizer: Any, other: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -56,7 +56,7 @@ class ModelPair:
         revision: str | None = None,
         tuned_revision: str | None = None,
         attention: str | None = None,
-    ) -> Self:
+    ) -> "ModelPair":
         """A pair from Hub names or local folders: two models, or a base and a PEFT ``adapter`` for it.
 
         With an adapter both share one set of weights; ``merged=True`` merges it into a second copy, faster and twice the memory.
@@ -77,7 +77,9 @@ class ModelPair:
         return cls(HookBackend(model, tokenizer), HookBackend(other, other_tokenizer), hook=hook)
 
     @classmethod
-    def from_adapter(cls, peft_model: Any, *, hook: str, tokenizer: Any = None, merged: bool = False) -> Self:
+    def from_adapter(
+        cls, peft_model: Any, *, hook: str, tokenizer: Any = None, merged: bool = False
+    ) -> "ModelPair":
         """A pair from one PEFT model: base is the model with its adapter disabled.
 
         ``merged=True`` merges the adapter into a copy: faster, twice the memory, and in low precision rounded differently.
@@ -132,7 +134,7 @@ class ModelPair:
         edit = make_edit(lambda: latest[0])
         return edited.generate(batch, max_new_tokens, {self.hook: edit}, before_forward=follow, **options)
 
-    def sides(self, side: Side) -> tuple[Backend, Backend]:
+    def sides(self, side: str) -> tuple[Backend, Backend]:
         """The chosen model and the other one."""
         if side not in ("base", "tuned"):
             raise ValueError(f"side must be 'base' or 'tuned', got {side!r}")

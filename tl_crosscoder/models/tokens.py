@@ -5,7 +5,7 @@ The mask comes from ``attention_mask``, never from the ids: padding is often the
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -38,7 +38,7 @@ class TokenBatch:
         ids: Int[Tensor, "seq pos"],
         attention_mask: Tensor | None = None,
         special_ids: Iterable[int] = (),
-    ) -> Self:
+    ) -> "TokenBatch":
         """A batch of plain text; without a mask every token is real, whatever its id.
 
         Raises ShapeMismatch for a mask of another shape and EmptyData for a row without a real token.
@@ -79,15 +79,15 @@ class TokenBatch:
     def __len__(self) -> int:
         return self.ids.shape[0]
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "TokenBatch":
         return type(self)(*(field.to(device) for field in self._tensors()))
 
-    def rows(self, index: slice | Sequence[int] | Tensor) -> Self:
+    def rows(self, index: slice | Sequence[int] | Tensor) -> "TokenBatch":
         """The chosen rows, in the chosen order, at the same width."""
         chosen = index if isinstance(index, slice | Tensor) else torch.tensor(index, dtype=torch.long)
         return type(self)(*(field[chosen] for field in self._tensors()))
 
-    def padded(self, side: Side) -> Self:
+    def padded(self, side: Side) -> "TokenBatch":
         """The same tokens with all padding on one side: right for harvesting, left for generation."""
         last = self.attention_mask if side == "left" else ~self.attention_mask
         order = last.long().argsort(dim=1, stable=True)

@@ -157,7 +157,7 @@ def behaviour_bars(table: pd.DataFrame) -> str:
     _need(table, "behaviour", "condition", "rate")
     bars = table.rename(columns={"behaviour": "panel", "rate": "value"})
     percent = {name: _floats(bars, name) * 100 for name in ("value", "low", "high") if name in bars}
-    return _bar_panels(bars.assign(**percent), "answers that show it, %", limit=100)
+    return _bar_panels(bars.assign(**percent), "answers that show it, %", limit=100.0)
 
 
 def difference_share_bars(table: pd.DataFrame, top: int = 16) -> str:

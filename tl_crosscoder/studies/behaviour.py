@@ -7,7 +7,7 @@ Two ways to take latents out of the tuned model while it answers, with the base 
 
 Controls for the largest set: ``n_draws`` magnitude-matched random sets (mean and worst are reported: single
 random sets sometimes kill a behaviour), and the shared latents that write most on the same answers.  Rates come
-with the answers themselves: a keyword alone proves little. """
+with the answers themselves: a keyword alone proves little."""
 
 import json
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import EmptyData
 from tl_crosscoder.interventions import ablate, substitute
+from tl_crosscoder.models.answers import own_answers, turn_ends
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.studies.controls import matched_random, same_firing
@@ -95,7 +96,7 @@ def behaviour_removal(
     """The rate of each behaviour with the highest-ranked latents taken out, beside its controls.  Greedy answers.
 
     ``install`` also adds the latents' difference to the *base* model.  A latent "fires on" a behaviour when it
-    is active on at least 5 % of the answers' tokens and ten times as often there as in ``table``'s tokens. """
+    is active on at least 5 % of the answers' tokens and ten times as often there as in ``table``'s tokens."""
     if not behaviours or not all(b.heldout for b in behaviours):
         raise EmptyData("behaviour_removal needs at least one behaviour, each with at least one prompt.")
     crosscoder.eval()
@@ -112,12 +113,13 @@ def behaviour_removal(
     for behaviour in behaviours:
         prompts = Corpus.prompts(list(behaviour.heldout), pair.tokenizer)
         say = _Speaker(crosscoder, pair, prompts, max_new_tokens)
-        plain = {side: say.plainly(side) for side in ("base", "tuned")}
-        on_answers = _firing_on(crosscoder, pair, prompts, plain["tuned"][1])
+        plain = own_answers(pair, prompts, max_new_tokens=max_new_tokens)
+        on_answers = _firing_on(crosscoder, pair, plain.select(range(len(prompts), len(plain))))
         firing.append(_firing_table(behaviour.name, on_answers, table, order[: min(10, len(order))]))
         control = same_firing(table, on_answers["mass"], len(most), exclude=most)
         sets = {f"top {n}": [order[:n]] for n in sizes} | {"same firing": [control], "matched random": draws}
-        spoken = {side: [texts] for side, (texts, _) in plain.items()}
+        said = _assistant_text(plain, pair.tokenizer)
+        spoken = {"base": [said[: len(prompts)]], "tuned": [said[len(prompts) :]]}
         for part, verb in (("difference", "undo"), ("whole", "remove")):
             spoken |= {f"{verb} {name}": texts for name, texts in say.without(sets, part).items()}
         if install:
@@ -144,10 +146,7 @@ class _Speaker:
 
     def __init__(self, crosscoder: Crosscoder, pair: ModelPair, prompts: Corpus, max_new_tokens: int):
         self.crosscoder, self.pair, self.prompts, self.n = crosscoder, pair, prompts, max_new_tokens
-
-    def plainly(self, side: str) -> tuple[list[str], torch.Tensor]:
-        ids = self.pair.generate(self._batch(range(len(self.prompts))), self.n, side=side)
-        return self._text(ids), ids
+        self.stops = turn_ends(pair)
 
     def without(self, sets: dict[str, list[list[int]]], part: str) -> dict[str, list[list[str]]]:
         """For each named list of sets: the answers under each set, ``part`` of whose latents is taken out of the tuned model."""
@@ -183,7 +182,9 @@ class _Speaker:
             for row, (_, ids) in enumerate(part):
                 latents[row, ids] = True
             mask = batch.attention_mask & ~batch.first
-            texts += self._text(self.pair.generate(batch, self.n, make(latents, mask), side=side))
+            texts += self._text(
+                self.pair.generate(batch, self.n, make(latents, mask), side=side, stop_ids=self.stops)
+            )
         size = len(self.prompts)
         return [texts[i : i + size] for i in range(0, len(texts), size)]
 
@@ -194,14 +195,22 @@ class _Speaker:
         return [t.strip() for t in self.pair.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def _firing_on(
-    crosscoder: Crosscoder, pair: ModelPair, prompts: Corpus, answer_ids: torch.Tensor
-) -> pd.DataFrame:
-    """For each latent, over the tuned model's own answers: share of tokens it fires on, and the mean norm it writes."""
-    corpus = prompts.continued(answer_ids, pair.tokenizer)
+def tuned_answers(pair: ModelPair, behaviour: Behaviour, max_new_tokens: int) -> Corpus:
+    """The tuned model's own answers to the held-out prompts of a behaviour."""
+    answers = own_answers(pair, list(behaviour.heldout), max_new_tokens=max_new_tokens)
+    return answers.select(range(len(behaviour.heldout), len(answers)))
+
+
+def _assistant_text(answers: Corpus, tokenizer) -> list[str]:
+    said = [answers.ids_of(i)[answers.flags_of(i)["assistant"]] for i in range(len(answers))]
+    return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+
+def _firing_on(crosscoder: Crosscoder, pair: ModelPair, answers: Corpus) -> pd.DataFrame:
+    """For each latent, over the answers' own tokens: share of tokens it fires on, and the mean norm it writes into the tuned model."""
     count = torch.zeros(crosscoder.d_sae, dtype=torch.float64)
     total, tokens = torch.zeros_like(count), 0
-    for _, batch in corpus.batches(8192):
+    for _, batch in answers.batches(8192):
         with torch.no_grad():
             codes = crosscoder.encode_sparse(pair.capture(batch)[batch.assistant].float())
         tokens += len(codes)

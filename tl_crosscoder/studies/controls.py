@@ -15,7 +15,7 @@ def matched_random(
     ‖d_j^tuned‖``.
 
     Drawn without replacement from the live latents outside ``latents`` and ``exclude``.  Matching on magnitude
-    keeps a control from failing only because it is quieter. """
+    keeps a control from failing only because it is quieter."""
     magnitude = np.log(
         (table["mean_act"] * table["frequency"] * table["norm_tuned"]).where(table["n_fired"] > 0)
     )

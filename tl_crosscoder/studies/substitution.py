@@ -5,7 +5,7 @@ would change, and the rest of the tuned model runs on it.  The closer its predic
 untouched tuned model (KL), the more of the change the latents hold.
 
 Source: Minder et al. 2025, arXiv:2504.02922, causal experiments; the bootstrap over conversations and the
-paired difference are ours (the paper treats tokens as independent, which makes intervals too narrow). """
+paired difference are ours (the paper treats tokens as independent, which makes intervals too narrow)."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ class SubstitutionResult:
     Columns of ``table``: ``condition, tokens`` (all, first 9, rest), ``kl`` (nats per predicted token, to the
     tuned model), ``ci_low, ci_high`` (95 %, bootstrap over sequences), ``recovered`` (share of the KL of
     ``none`` that is gone), ``n_tokens``, ``n_latents``. ``paired``: difference in KL top − bottom of each
-    split, with its interval; negative: the top half carries more. """
+    split, with its interval; negative: the top half carries more."""
 
     table: pd.DataFrame
     paired: pd.DataFrame
@@ -124,7 +124,7 @@ def substitution(
     Positions that were not captured for training (the first token of a sequence) keep the tuned activations in
     every condition.  Predictions are counted where the *next* token is the assistant's; in text without an
     assistant, at every captured position. ``n_specific`` defaults to a tenth of the live latents.  Latents with
-    an undefined value of a column are left out of its split. """
+    an undefined value of a column are left out of its split."""
     if not len(corpus):
         raise EmptyData("substitution needs at least one sequence of text.")
     rng = np.random.default_rng(seed)

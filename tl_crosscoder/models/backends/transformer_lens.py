@@ -158,7 +158,7 @@ class TransformerLensBackend:
                 handle.remove()
         if missed := sorted(adapters.keys() - called):
             raise PairMismatch(
-                f"this bridge does not pass through {len(missed)} of {len(adapters)} adapter layers, such as "
+                f"this bridge does not pass through {len(missed)} adapter layers, such as "
                 f"{missed[0]!r}, so the fine-tune would look like its base; call merge_and_unload() on the PEFT "
                 "model and bridge the result"
             )

@@ -10,9 +10,10 @@ import pandas as pd
 from tl_crosscoder.analysis.base import run
 from tl_crosscoder.analysis.max_acts import MaxActs
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
-from tl_crosscoder.diff.examples import latent_examples
-from tl_crosscoder.diff.folder import RunFolder
-from tl_crosscoder.diff.panels import behaviour_panel, substitution_panel
+from tl_crosscoder.diffing.config import DiffConfig
+from tl_crosscoder.diffing.examples import latent_examples
+from tl_crosscoder.diffing.folder import RunFolder
+from tl_crosscoder.diffing.panels import behaviour_panel, substitution_panel
 from tl_crosscoder.hub.save import load
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.report import write_report
@@ -72,7 +73,10 @@ class DiffReport:
         latents, examples = self.top(pages), {}
         if self.folder.acts.exists():
             store = PairedActivations.open(self.folder.acts, verify=False)
-            held_out = store.subset(self.metrics["held_out"]) if self.metrics.get("held_out") else store
+            asked = {"held_out": DiffConfig.held_out, "seed": DiffConfig.seed} | self.metrics.get(
+                "config", {}
+            )
+            _, held_out = store.split(1 - asked["held_out"], asked["seed"])
             tops = MaxActs(self.crosscoder)
             run(self.crosscoder, held_out, [tops])
             examples = latent_examples(self.crosscoder, held_out, tops, latents)

@@ -15,17 +15,16 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.losses import MSE, AuxK
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK
-from tl_crosscoder.diff.config import DiffConfig
-from tl_crosscoder.diff.folder import RunFolder, write_json, write_table
-from tl_crosscoder.diff.report import DiffReport
-from tl_crosscoder.diff.verdict import verdict
-from tl_crosscoder.errors import EmptyData
+from tl_crosscoder.diffing.config import DiffConfig
+from tl_crosscoder.diffing.folder import RunFolder, write_json, write_table
+from tl_crosscoder.diffing.report import DiffReport
+from tl_crosscoder.diffing.verdict import verdict
 from tl_crosscoder.hub.save import save
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.capture import Drop, capture
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.studies.behaviour import BehaviourResult, behaviour_removal
+from tl_crosscoder.studies.behaviour import BehaviourResult, behaviour_removal, tuned_answers
 from tl_crosscoder.studies.substitution import SubstitutionResult, substitution
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.history import History
@@ -54,7 +53,7 @@ def diff(
     ``prompts``: questions that both models answer, each answer read by both (the contrastive part).
     ``behaviours``: what held-out prompts should show, if it is known; without them only the substitution study
     runs.  ``dtype`` is that of the stored activations, ``max_tokens`` the size of a batch through the models.
-    ``say`` gets a line at each step. """
+    ``say`` gets a line at each step."""
     config, folder, clock = config or DiffConfig(), RunFolder(Path(out)), _Clock()
     say("capturing both models' activations")
     options = {
@@ -66,7 +65,7 @@ def diff(
     }
     store = capture(pair, corpus, folder.acts, **options)
     clock.lap("capture")
-    seen, held_out = split(store, config.held_out, config.seed)
+    seen, held_out = store.split(1 - config.held_out, config.seed)
     say(f"training on {len(seen):,} tokens, {len(held_out):,} held out")
     crosscoder, _ = learn(seen, config, log_path=folder.log, progress=progress)
     description = pair.description()
@@ -101,7 +100,6 @@ def diff(
         "classes": table["class"].value_counts().to_dict(),
         "substitution": {name: _substitution_json(result) for name, result in substitutions.items()},
         "behaviour": _behaviour_json(behaviour) if behaviour else None,
-        "held_out": sorted(map(int, held_out.sequences)),
         "seconds": clock.laps,
     }
     write_json(folder.metrics, metrics)
@@ -109,20 +107,6 @@ def diff(
     report = DiffReport(folder.root)
     report.write()
     return report
-
-
-def split(
-    store: PairedActivations, held_out: float, seed: int
-) -> tuple[PairedActivations, PairedActivations]:
-    """Two views of a store that share no sequence: for training, and held out."""
-    sequences = np.asarray(store.sequences)
-    if len(sequences) < 2:
-        raise EmptyData(
-            f"holding text out takes at least 2 sequences, this store has {len(sequences)}; capture more text."
-        )
-    order = np.random.default_rng(seed).permutation(sequences)
-    n = min(max(1, round(held_out * len(order))), len(order) - 1)
-    return store.subset(np.sort(order[n:])), store.subset(np.sort(order[:n]))
 
 
 def learn(
@@ -151,13 +135,11 @@ def learn(
 
 def _study_texts(pair, store, held_out, behaviours, config, max_new_tokens) -> dict[str, Corpus]:
     """Held-out text, chats first, and for each behaviour the tuned model's own answers to its held-out prompts."""
-    sequences = np.random.default_rng(config.seed).permutation(np.asarray(held_out.sequences))
+    sequences = np.random.default_rng(config.seed).permutation(held_out.sequences)
     chats = [i for i in sequences if store.corpus.flags_of(int(i))["assistant"].any()]
     texts = {"held-out text": store.corpus.select(chats or sequences).take(config.study_tokens)}
     for behaviour in behaviours:
-        prompts = Corpus.prompts(list(behaviour.heldout), pair.tokenizer)
-        answers = pair.generate(prompts.batch(range(len(prompts)), pad="left"), max_new_tokens)
-        texts[behaviour.name] = prompts.continued(answers, pair.tokenizer)
+        texts[behaviour.name] = tuned_answers(pair, behaviour, max_new_tokens)
     return texts
 
 
