@@ -68,10 +68,11 @@ class ModelPair:
             )
         model = load_model(base, dtype=dtype, device=device, revision=revision, attention=attention)
         tokenizer = load_tokenizer(base, revision)
+        if tuned is None and merged:
+            changed = load_adapter(copy.deepcopy(model), adapter or "")
+            return cls(HookBackend(model, tokenizer), merge(changed, tokenizer), hook=hook)
         if tuned is None:
-            return cls.from_adapter(
-                load_adapter(model, adapter or ""), hook=hook, tokenizer=tokenizer, merged=merged
-            )
+            return cls.from_adapter(load_adapter(model, adapter or ""), hook=hook, tokenizer=tokenizer)
         other = load_model(tuned, dtype=dtype, device=device, revision=tuned_revision, attention=attention)
         other_tokenizer = load_tokenizer(tuned, tuned_revision)
         return cls(HookBackend(model, tokenizer), HookBackend(other, other_tokenizer), hook=hook)
@@ -86,8 +87,7 @@ class ModelPair:
         """
         tuned = HookBackend(peft_model, tokenizer)
         if merged:
-            plain = copy.deepcopy(peft_model).merge_and_unload().eval().requires_grad_(False)
-            tuned = HookBackend(plain, tokenizer, adapter="merged")
+            tuned = merge(copy.deepcopy(peft_model), tokenizer)
         return cls(HookBackend(peft_model, tokenizer, adapter="off"), tuned, hook=hook)
 
     @property
@@ -156,3 +156,8 @@ class ModelPair:
         """sha256 over both models' fingerprints, their precision and the hook."""
         models = [[fingerprint(model), str(model.dtype)] for model in (self.base, self.tuned)]
         return hashlib.sha256(json.dumps([self.hook, models]).encode()).hexdigest()
+
+
+def merge(peft_model: Any, tokenizer: Any) -> HookBackend:
+    """The model with its adapter merged into the weights, which are changed in place."""
+    return HookBackend(peft_model.merge_and_unload().eval().requires_grad_(False), tokenizer, adapter="merged")
