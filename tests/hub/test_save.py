@@ -1,0 +1,120 @@
+import json
+
+import pytest
+import torch
+
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, TopK
+from tl_crosscoder.errors import CorruptFile
+from tl_crosscoder.hub.save import load, read_config, save
+
+
+def crosscoder(sparsity=None, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    normalizer = Normalizer(torch.randn(2, 5, generator=generator), torch.tensor([0.5, 2.0]))
+    made = Crosscoder(5, 9, sparsity or BatchTopK(2), normalizer=normalizer, code_norm="l2", seed=seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    if isinstance(made.sparsity, BatchTopK):
+        made.sparsity.threshold.fill_(0.7)
+    return made.to(dtype).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sparsity", [BatchTopK(2, k_max=4, k_anneal_steps=3), TopK(2), ReLU()])
+def test_save_and_load_are_bit_equal(tmp_path, sparsity, dtype):
+    saved = crosscoder(sparsity, dtype)
+    loaded = load(save(saved, tmp_path / "c"))
+    assert loaded.config == saved.config
+    assert not loaded.training
+    assert loaded.state_dict().keys() == saved.state_dict().keys()
+    for name, tensor in saved.state_dict().items():
+        assert loaded.state_dict()[name].dtype == dtype
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    x = torch.randn(20, 2, 5)
+    assert torch.equal(loaded(x).recon, saved(x).recon)
+
+
+def test_a_folded_crosscoder_keeps_its_units(tmp_path):
+    folded, x = crosscoder().folded(), torch.randn(20, 2, 5)
+    loaded = load(save(folded, tmp_path / "c"))
+    assert torch.equal(loaded.decoder_norms(), folded.decoder_norms())
+    assert torch.equal(loaded(x).estimate, folded(x).estimate)
+
+
+def test_a_loaded_crosscoder_can_be_trained(tmp_path):
+    loaded = load(save(crosscoder(), tmp_path / "c")).train()
+    loaded(torch.randn(8, 2, 5)).recon.sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+
+
+def test_a_loaded_crosscoder_outlives_its_file(tmp_path):
+    saved = crosscoder()
+    loaded = load(save(saved, tmp_path / "c"))
+    (tmp_path / "c" / "model.safetensors").write_bytes(
+        bytes((tmp_path / "c" / "model.safetensors").stat().st_size)
+    )
+    assert torch.equal(loaded.b_dec, saved.b_dec)
+
+
+def test_the_file_has_the_public_layout(tmp_path):
+    from safetensors.torch import load_file
+
+    saved = crosscoder()
+    tensors = load_file(save(saved, tmp_path / "c") / "model.safetensors")
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        "W_enc": (2, 5, 9), "b_enc": (9,), "W_dec": (9, 2, 5), "b_dec": (2, 5),
+        "mean": (2, 5), "scale": (2,), "sparsity.threshold": (),
+    }  # fmt: skip
+    assert torch.equal(tensors["W_enc"], saved.W_enc)
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert config["format_version"] == 1
+    assert config["axes"]["W_enc"] == "model d_in d_sae"
+    assert config["models"] == ["base", "tuned"]
+
+
+def test_extra_words_come_back(tmp_path):
+    extra = {"hook": "blocks.1.hook_resid_post", "base": "a", "tuned": "b"}
+    assert read_config(save(crosscoder(), tmp_path / "c", extra=extra))["extra"] == extra
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save(crosscoder(), tmp_path / "d", extra={"loss": float("nan")})
+    assert not (tmp_path / "d").exists()
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path):
+    save(crosscoder(seed=0), tmp_path / "c")
+    second = crosscoder(seed=1)
+    save(second, tmp_path / "c")
+    assert torch.equal(load(tmp_path / "c").W_dec, second.W_dec)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_save_that_fails_leaves_the_old_one_whole(tmp_path, monkeypatch):
+    first = crosscoder(seed=0)
+    save(first, tmp_path / "c")
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("tl_crosscoder.hub.save.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        save(crosscoder(seed=1), tmp_path / "c")
+    assert torch.equal(load(tmp_path / "c").W_dec, first.W_dec)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"holds 'thesis.tex'"):
+        save(crosscoder(), tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_file_from_the_future_asks_for_an_upgrade(tmp_path):
+    save(crosscoder(), tmp_path / "c")
+    path = tmp_path / "c" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+    with pytest.raises(CorruptFile, match=r"format_version 2 is newer than 1.*upgrade tl-crosscoder"):
+        load(tmp_path / "c")
