@@ -54,7 +54,9 @@ def tiny_lora_model(model: Any, targets: list[str], seed: int = 0) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=2, target_modules=targets, fan_in_fan_out=isinstance(model, GPT2LMHeadModel))
-    peft_model = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        peft_model = get_peft_model(model, config)
     torch.manual_seed(seed)
     for name, weight in peft_model.named_parameters():
         if "lora_" in name:
@@ -88,6 +90,7 @@ def hooked(model: Any, **overrides: Any) -> Any:
         "n_layers": config.num_hidden_layers,
         "n_ctx": 64,
         "device": "cpu",
+        "dtype": model.dtype,
         "original_architecture": type(model).__name__,
     }
     rotary = {
@@ -127,12 +130,18 @@ def hooked(model: Any, **overrides: Any) -> Any:
     return result.eval()
 
 
-def traced(model: Any, tokenizer: Any = None) -> Any:
-    """nnsight's wrapper, over a copy: mixed with plain hooks on one model it would misread."""
+def traced(model: Any) -> Any:
+    """nnsight's wrapper of any module, over a copy: mixed with plain hooks on one model it would misread."""
     from nnsight import NNsight
 
-    del tokenizer
     return NNsight(copy.deepcopy(model))
+
+
+def traced_transformers(model: Any) -> Any:
+    """nnsight's wrapper that brings a tokenizer along."""
+    from nnsight import TransformersModel
+
+    return TransformersModel(copy.deepcopy(model), tokenizer=word_tokenizer())
 
 
 def word_tokenizer(n: int = VOCAB, bos: str = "<s>", eos: str = "</s>") -> Any:
