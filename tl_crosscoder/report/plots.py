@@ -194,6 +194,9 @@ def _bar_panels(table: pd.DataFrame, label: str, limit: float | None = None) -> 
     """One row of bars a condition, one set of axes a ``panel``; three abreast."""
     conditions, names = list(dict.fromkeys(table["condition"])), list(dict.fromkeys(table["panel"]))
     colours, places = [_condition_colour(str(name)) for name in conditions], np.arange(len(conditions))
+    unknown = np.full(len(table), np.nan)
+    numbers = [_floats(table, name) if name in table else unknown for name in ("value", "low", "high")]
+    found = dict(zip(zip(table["panel"], table["condition"], strict=True), np.stack(numbers, 1), strict=True))
     deep = -(-len(names) // ABREAST)
 
     def draw(figure: Any) -> None:
@@ -201,12 +204,11 @@ def _bar_panels(table: pd.DataFrame, label: str, limit: float | None = None) -> 
         for axes in grid[len(names) :]:
             axes.set_visible(False)
         for axes, name in zip(grid, names, strict=False):
-            mine: Any = table[table["panel"] == name]
-            rows = mine.drop_duplicates("condition").set_index("condition").reindex(conditions)
-            value = _floats(rows, "value")
+            value, low, high = np.stack([found.get((name, c), np.full(3, np.nan)) for c in conditions], 1)
             axes.barh(places, np.nan_to_num(value), height=0.6, color=colours, linewidth=0)
-            tops = _whiskers(axes, places, value, rows)
-            span = limit or max(tops.max(initial=0), 1e-9)
+            axes.hlines(places, low, high, color=DARK, linewidth=1)
+            tops = np.fmax(np.nan_to_num(value), np.nan_to_num(high))
+            span = limit or max(tops.max(), 1e-9)
             for place, here, top in zip(places, value, tops, strict=True):
                 axes.text(top + span * 0.03, place, number(float(here)), va="center", fontsize=7.5)
             axes.set_xlim(0, span * 1.2)
@@ -218,16 +220,6 @@ def _bar_panels(table: pd.DataFrame, label: str, limit: float | None = None) -> 
         grid[0].invert_yaxis()
 
     return draw_svg(draw, (7.5, deep * (0.85 + 0.25 * len(conditions))))
-
-
-def _whiskers(axes: Any, places: np.ndarray, value: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
-    """Draw the intervals where the table has them; returns how far right each bar reaches."""
-    reach = np.nan_to_num(value)
-    if {"low", "high"} <= set(rows):
-        lows, highs = _floats(rows, "low"), _floats(rows, "high")
-        axes.hlines(places, lows, highs, color=DARK, linewidth=1)
-        reach = np.fmax(reach, np.nan_to_num(highs))
-    return reach
 
 
 def _condition_colour(name: str) -> str:
