@@ -171,7 +171,7 @@ class PairedActivations:
         """Sequence -> the rows that hold it, which are contiguous."""
         places = {}
         for shard, start, stop in self.runs:
-            sequences = self.shards[shard].sequence[start:stop]
+            sequences, _ = self.shards[shard].places(start, stop)
             values, counts = torch.unique_consecutive(sequences, return_counts=True)
             ends = start + counts.cumsum(0)
             for value, end, count in zip(values.tolist(), ends.tolist(), counts.tolist(), strict=True):
@@ -180,9 +180,9 @@ class PairedActivations:
 
     def _read(self, pieces: Sequence[Run]) -> Located:
         parts = [self.shards[shard].acts(start, stop) for shard, start, stop in pieces]
-        sequence = [self.shards[shard].sequence[start:stop] for shard, start, stop in pieces]
-        position = [self.shards[shard].position[start:stop] for shard, start, stop in pieces]
-        return Located(torch.cat(parts).float(), torch.cat(sequence).long(), torch.cat(position).long())
+        places = [self.shards[shard].places(start, stop) for shard, start, stop in pieces]
+        sequence, position = (torch.cat(column).long() for column in zip(*places, strict=True))
+        return Located(torch.cat(parts).float(), sequence, position)
 
     def __repr__(self) -> str:
         shape = f"{len(self):,} tokens, {self.n_models} models, d_in {self.d_in}"

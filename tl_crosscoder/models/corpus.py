@@ -29,7 +29,7 @@ from tl_crosscoder.models.tokenizer import special_ids
 from tl_crosscoder.models.tokens import Side, TokenBatch
 
 FLAGS = {"special": SPECIAL, "template": TEMPLATE, "assistant": ASSISTANT, "preamble": PREAMBLE}
-TENSORS = ("ids", "offsets", "flags", "source", "source_names")
+TENSORS = {"ids": "I32", "offsets": "I64", "flags": "U8", "source": "I32", "source_names": "U8"}
 Indices = Sequence[int] | np.ndarray | Tensor | range
 
 
@@ -257,13 +257,12 @@ class Corpus:
 
     def select(self, indices: Indices) -> "Corpus":
         """The chosen sequences in the chosen order."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        places = [self._place(int(i)) for i in chosen]
-        offsets = torch.from_numpy(np.cumsum([0, *(place.stop - place.start for place in places)]))
-        empty = slice(0, 0)
-        ids = torch.cat([self.ids[place] for place in (*places, empty)])
-        flags = torch.cat([self.flags[place] for place in (*places, empty)])
-        return Corpus(ids, offsets, flags, [self.sources[int(i)] for i in chosen])
+        chosen = torch.as_tensor(np.asarray(indices, dtype=np.int64))
+        numbers = self.token_numbers(chosen)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths[chosen].cumsum(0)])
+        return Corpus(
+            self.ids[numbers], offsets, self.flags[numbers], [self.sources[i] for i in chosen.tolist()]
+        )
 
     def split(self, fraction: float, seed: int = 0) -> tuple["Corpus", "Corpus"]:
         """Two corpora that share no sequence; the first holds ``fraction`` of the sequences."""
@@ -308,11 +307,13 @@ class Corpus:
         """The corpus that :meth:`save` wrote; CorruptFile for anything else."""
         from safetensors.torch import load_file
 
-        read_header(Path(path), TENSORS)
+        stored = read_header(Path(path), TENSORS)
+        if found := [name for name, dtype in TENSORS.items() if stored[name].dtype != dtype]:
+            raise CorruptFile(f"{path} is no corpus: {found[0]} is stored as {stored[found[0]]}.")
         tensors = load_file(path)
         try:
             names = json.loads(bytes(tensors["source_names"].tolist()))
-            sources = [names[number] for number in tensors["source"].tolist()]
+            sources = [str(names[number]) for number in tensors["source"].tolist()]
             return cls(tensors["ids"], tensors["offsets"], tensors["flags"], sources)
         except (ValueError, TypeError, LookupError, RuntimeError) as error:
             raise CorruptFile(f"{path} is no corpus: {error}") from error

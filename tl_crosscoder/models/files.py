@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,11 @@ def read_header(path: Path, names: Collection[str]) -> dict[str, StoredTensor]:
 def _tensor(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
     try:
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        n_bytes = SIZES[dtype]
-        for extent in shape:
-            n_bytes *= extent
         sound = len(entry) == 3 and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+        sound = sound and stop - start == SIZES[dtype] * prod(shape)
     except (KeyError, TypeError, ValueError):
-        sound, n_bytes, start, stop, dtype, shape = False, 0, 0, 0, "", ()
-    if not sound or stop - start != n_bytes:
+        sound, dtype, shape, start, stop = False, "", (), 0, 0
+    if not sound:
         raise CorruptFile(
             f"{path}: the header entry of {name!r} is {entry!r:.200}, which describes no tensor."
         )

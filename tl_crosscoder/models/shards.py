@@ -21,14 +21,11 @@ STORED = {"float32": "F32", "bfloat16": "BF16"}
 
 @runtime_checkable
 class Shard(Protocol):
-    """Rows of activations; ``sequence`` and ``position`` say where each row's token stands in the corpus."""
+    """Rows of activations, with the sequence and the position that each row's token has in the corpus."""
 
-    @property
-    def sequence(self) -> Int[Tensor, "batch"]: ...
-    @property
-    def position(self) -> Int[Tensor, "batch"]: ...
     def __len__(self) -> int: ...
     def acts(self, start: int, stop: int) -> Float[Tensor, "batch model d_in"]: ...
+    def places(self, start: int, stop: int) -> tuple[Int[Tensor, "batch"], Int[Tensor, "batch"]]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +43,9 @@ class MemoryShard:
     def acts(self, start: int, stop: int) -> Float[Tensor, "batch model d_in"]:
         return self.x[start:stop]
 
+    def places(self, start: int, stop: int) -> tuple[Int[Tensor, "batch"], Int[Tensor, "batch"]]:
+        return self.sequence[start:stop], self.position[start:stop]
+
     def save(self, path: Path) -> None:
         from safetensors.torch import save_file
 
@@ -62,16 +62,11 @@ class FileShard:
     def __len__(self) -> int:
         return self.rows
 
-    @cached_property
-    def sequence(self) -> Int[Tensor, "batch"]:
-        return self._file.get_tensor("sequence").clone()
-
-    @cached_property
-    def position(self) -> Int[Tensor, "batch"]:
-        return self._file.get_tensor("position").clone()
-
     def acts(self, start: int, stop: int) -> Float[Tensor, "batch model d_in"]:
         return self._file.get_slice("acts")[start:stop]
+
+    def places(self, start: int, stop: int) -> tuple[Int[Tensor, "batch"], Int[Tensor, "batch"]]:
+        return self._file.get_slice("sequence")[start:stop], self._file.get_slice("position")[start:stop]
 
     @cached_property
     def _file(self) -> Any:
