@@ -3,8 +3,10 @@ import stat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from report_data import bare, contents, inputs, latent_table, page, pages_of, passage, rows_of
 
+import tl_crosscoder as tlc
 from tl_crosscoder.report import Example, Panel, write_report
 
 
@@ -121,6 +123,26 @@ def test_the_pages_of_the_latents_follow_each_other_in_the_order_given(report):
         }
     assert [steps[latent].get("prev") for latent in (3, 0, 9)] == [None, "3.html", "0.html"]
     assert [steps[latent].get("next") for latent in (3, 0, 9)] == ["0.html", "9.html", None]
+
+
+def test_the_snippet_of_a_page_runs(report, tmp_path):
+    crosscoder = tlc.Crosscoder(4, 10, tlc.ReLU())
+    tlc.save(crosscoder, tmp_path / "crosscoder")
+    text = page(report / "latents" / "9.html").text
+    snippet = text[text.index("import tl_crosscoder") : text.index("Copy as Python")]
+    found: dict = {}
+    exec(snippet.replace("path/to/crosscoder", str(tmp_path / "crosscoder")), found)
+    acts = torch.zeros(1, 1, 4)
+    strength = float(f"{latent_table()['max_act'][9]:.3g}")
+    torch.testing.assert_close(found["edit"](acts)[0, 0], strength * crosscoder.raw_rows()[9, tlc.TUNED])
+    assert found["in_base"].shape == found["in_tuned"].shape == (4,)
+
+
+def test_a_table_indexed_by_several_columns_keeps_them(tmp_path):
+    rates = pd.DataFrame({"behaviour": ["a", "b"], "condition": ["x", "y"], "rate": [0.5, 1.0]})
+    panel = Panel("rates", "Rates", table=rates.set_index(["behaviour", "condition"]))
+    written = write_report(tmp_path / "report", **bare(panels=[panel]))
+    assert (written / "data" / "panel-rates.csv").read_text() == "behaviour,condition,rate\na,x,0.5\nb,y,1\n"
 
 
 def test_a_missing_value_is_a_dash_on_the_page_and_null_in_the_data(tmp_path):

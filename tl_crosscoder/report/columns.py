@@ -41,7 +41,7 @@ COLUMNS = {
     "max_act": Column("max act", "The largest activation that was seen.", 2),
     "difference_share": Column(
         "diff. share %",
-        "Share of the difference between the two models that this latent explains, in per cent.",
+        "Signed share of the difference between the two models that this latent writes, in per cent; all sum to about the FVE.",
         2,
         100,
     ),
