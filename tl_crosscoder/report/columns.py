@@ -48,7 +48,12 @@ COLUMNS = {
     "difference_peak": Column(
         "diff. peak", "The largest difference that the latent writes on one token, raw units.", 2
     ),
-    "rank_score": Column("rank", "The score by which the latents of this report were ranked.", None),
+    "rank_score": Column(
+        "rank %",
+        "The score that orders this report: the share of the difference times how far the latent leans to the tuned model.",
+        3,
+        100,
+    ),
 }
 
 LATENT = Column(
