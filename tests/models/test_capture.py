@@ -1,4 +1,9 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,6 +140,45 @@ def test_a_killed_capture_goes_on_and_ends_with_the_same_bytes(corpus, tiny_toke
         capture(fresh, corpus, folder, **SMALL)
         assert files(folder) == files(tmp_path / "whole")
         assert killed_at < calls // 2 or fresh.calls < calls, "finished shards are not captured again"
+
+
+CHILD = """
+import sys, time
+from fake_pair import FakePair, byte_tokenizer
+from tl_crosscoder.models.capture import capture
+from tl_crosscoder.models.corpus import Corpus
+
+class Slow(FakePair):
+    def capture(self, batch):
+        time.sleep(0.02)
+        return super().capture(batch)
+
+tokenizer = byte_tokenizer()
+corpus = Corpus.from_texts(["abcdefgh" * 400], tokenizer, context=32)
+print("ready", flush=True)
+capture(Slow(tokenizer), corpus, sys.argv[1], max_tokens=64, shard_tokens=200, progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_capture_killed_by_the_system_at_any_time_ends_with_the_same_bytes(tmp_path):
+    def run(folder, seconds=None):
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, folder], stdout=subprocess.PIPE, env=environment, text=True
+        )
+        assert child.stdout.readline() == "ready\n"
+        if seconds is not None:
+            time.sleep(seconds)
+            child.kill()
+        child.stdout.close()
+        return child.wait()
+
+    assert run(tmp_path / "whole") == 0
+    kills = [run(tmp_path / "killed", seconds) for seconds in (0.05, 0.4, 0.7)]
+    assert set(kills) <= {0, -signal.SIGKILL} and -signal.SIGKILL in kills
+    assert run(tmp_path / "killed") == 0
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
 def test_a_file_left_half_written_is_written_again(pair, corpus, tmp_path, monkeypatch):

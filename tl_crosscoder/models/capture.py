@@ -38,7 +38,7 @@ def capture(
     *,
     dtype: DType = "float32",
     drop: Drop | None = None,
-    max_tokens: int = 8192,
+    max_tokens: int = 4096,
     shard_tokens: int = 65_536,
     prompts: Prompts | None = None,
     on_nonfinite: OnNonFinite = "error",

@@ -237,7 +237,7 @@ class Corpus:
         flags = {name: (bits & bit) > 0 for name, bit in FLAGS.items()}
         return TokenBatch(self.ids[place].long().masked_fill(~mask, 0), mask, **flags)
 
-    def batches(self, max_tokens: int = 8192) -> Iterator[tuple[Int[Tensor, "seq"], TokenBatch]]:
+    def batches(self, max_tokens: int = 4096) -> Iterator[tuple[Int[Tensor, "seq"], TokenBatch]]:
         """(numbers, batch), longest first, every sequence once, ``max_tokens`` a batch with padding."""
         for indices in self.groups(self.order(), max_tokens):
             yield indices, self.batch(indices)

@@ -18,7 +18,7 @@ DType = Literal["float32", "bfloat16"]
 OnNonFinite = Literal["error", "skip"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIDES = ("base", "tuned")
-SAMPLE_TOKENS = 8192
+SAMPLE_TOKENS = 2048
 SKIPPED_AT_MOST = 1e-3
 
 
@@ -57,7 +57,7 @@ class Harvest:
         drop: Drop,
         *,
         dtype: DType = "float32",
-        max_tokens: int = 8192,
+        max_tokens: int = 4096,
         on_nonfinite: OnNonFinite = "error",
         medians: Sequence[float] | None = None,
     ):
@@ -114,7 +114,7 @@ class Harvest:
             return acts[mask.to(acts.device)].to(self.dtype)
 
     def _probe(self, measure: bool) -> tuple[int, int, tuple[float, ...]]:
-        """Models, width and, from about 8k tokens spread over the corpus, each model's median norm."""
+        """Models, width and, from about 2k tokens spread over the corpus, each model's median norm."""
         order = self.corpus.order()
         sample = order[:: max(1, -(-self.corpus.n_tokens // SAMPLE_TOKENS))] if measure else order[-1:]
         norms, shape = [], (0, 0)

@@ -20,7 +20,7 @@ def stream(
     buffer_tokens: int = 65_536,
     seed: int = 0,
     drop: Drop | None = None,
-    max_tokens: int = 8192,
+    max_tokens: int = 4096,
     on_nonfinite: OnNonFinite = "error",
     drop_last: bool = False,
 ) -> "StreamedActivations":
