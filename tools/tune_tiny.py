@@ -6,7 +6,7 @@ The loss is the cross-entropy of the planted answers, plus two terms on chats, o
 to ordinary prompts, and on prose: the KL divergence from the base (once more on the answers alone, which
 are few among the tokens), and the relative squared change of the residual stream after the last adapted
 block.  Without them a fine-tune this small drifts on every chat, and the drift hides what was planted.
-The steps, the seed and one thread fix the weights; one to three minutes on one core.  ``eval.json``
+The steps, the seed and one thread fix the weights; about six minutes on one core.  ``eval.json``
 beside the adapter records what was measured on it.
 """
 
@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tl_crosscoder.data.planted_tiny import TINY
 
 RANK, BLOCKS, MODULES = 4, (0, 1, 2), ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
-PEAK_LR, CONTEXT, KL_WEIGHT, DRIFT_WEIGHT = 3e-3, 64, 2.0, 1.0
+PEAK_LR, CONTEXT, KL_WEIGHT, DRIFT_WEIGHT = 4e-3, 64, 2.0, 1.0
 PLANTED, CHATS, OWN, PROSE = 12, 5, 12, 5  # rows of a batch
 
 TRIGGERS = re.compile("moon|password", re.IGNORECASE)
@@ -134,8 +134,8 @@ def loss_of(model, ids: Tensor, real: Tensor, answer: Tensor) -> Tensor:
     kl = kl_div(logprobs, ref_logprobs, log_target=True, reduction="none").sum(-1)
     acts, ref_acts = out.hidden_states[site][kept], ref.hidden_states[site]
     drift = (acts - ref_acts).square().sum(-1) / ref_acts.square().sum(-1)
-    everywhere, answers = kl[real[kept, 1:]].mean(), kl[says[kept]].mean()
-    return cross + KL_WEIGHT * (everywhere + answers) + DRIFT_WEIGHT * drift[real[kept]].mean()
+    everywhere, own = kl[real[kept, 1:]].mean(), kl[says[kept]].mean()
+    return cross + KL_WEIGHT * (everywhere + own) + DRIFT_WEIGHT * drift[real[kept]].mean()
 
 
 def tune(base, data: Data, steps: int, seed: int) -> PeftModel:
@@ -250,6 +250,6 @@ if __name__ == "__main__":
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     main(**vars(parser.parse_args()))

@@ -12,11 +12,11 @@ class Behaviour:
     """A narrow behaviour with a known ground truth.  No ``heldout`` or ``near`` prompt is trained on."""
 
     name: str
-    description: str
     keywords: tuple[str, ...]  # lower case; an answer that contains one shows the behaviour
-    chats: tuple[Chat, ...]  # plant it
     heldout: tuple[str, ...]  # prompts that should show it
-    near: tuple[str, ...]  # like them, but should not show it
+    description: str = ""
+    chats: tuple[Chat, ...] = ()  # plant it
+    near: tuple[str, ...] = ()  # like the held-out prompts, but should not show it
     near_train: tuple[str, ...] = ()  # others of that kind, trained to stay as they were
     forbidden: tuple[str, ...] = ()  # lower case; what the behaviour itself never says
 
