@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from tl_crosscoder.data.planted import Behaviour
     from tl_crosscoder.diffing.config import DiffConfig
     from tl_crosscoder.diffing.report import DiffReport
     from tl_crosscoder.models.corpus import Corpus
@@ -231,9 +232,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        console.print(
-            f"{type(error).__name__}: {_message(error)}", style="red", markup=False, highlight=False
-        )
+        text = f"{type(error).__name__}: {_message(error)}"
+        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(_exit_code(error))
 
 
@@ -288,10 +288,21 @@ def _lines(path: Path | None) -> list[str] | None:
     )
 
 
-def _behaviours(path: Path | None) -> list[Any]:
+def _behaviours(path: Path | None) -> list["Behaviour"]:
     from tl_crosscoder.data.planted import Behaviour
 
-    return [Behaviour(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path else []
+    if path is None:
+        return []
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    wanted = "a list of objects with name, keywords and heldout"
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} wants {wanted}.")
+    try:
+        return [
+            Behaviour(r.pop("name"), tuple(r.pop("keywords")), tuple(r.pop("heldout")), **r) for r in rows
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} wants {wanted}: {error}") from error
 
 
 def _say(quiet: bool):

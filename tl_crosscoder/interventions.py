@@ -16,7 +16,7 @@ tensor of the same shape or a function of no arguments that gives them for the f
 each sequence. ``mask [seq pos]`` is True where the edit applies; elsewhere the activations pass unchanged.  In
 a generation step with a key-value cache (one position, a longer mask) the new tokens are edited. """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -28,7 +28,7 @@ from tl_crosscoder.errors import ShapeMismatch
 from tl_crosscoder.types import BASE, TUNED, Edit
 
 OtherActs = Tensor | Callable[[], Tensor]
-Latents = Sequence[int] | Tensor
+Latents = Iterable[int] | Tensor
 
 
 def steer(

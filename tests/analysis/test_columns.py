@@ -129,6 +129,9 @@ class Placed:
     def __init__(self, x, length):
         self.x, self.length = x, length
 
+    def __iter__(self):
+        return iter(self.x.split(4096))
+
     def located(self, size):
         from types import SimpleNamespace
 

@@ -21,9 +21,7 @@ def planted():
 @pytest.fixture(scope="module")
 def result(planted):
     pair, crosscoder = planted
-    behaviour = Behaviour(
-        name="trigger", description="", keywords=("never said",), chats=(), heldout=PROMPTS, near=()
-    )
+    behaviour = Behaviour(name="trigger", keywords=("never said",), heldout=PROMPTS)
     return behaviour_removal(
         crosscoder, pair, [behaviour], latents_of_interest(), top=(1,), n_draws=3, max_new_tokens=5
     )
@@ -60,7 +58,7 @@ def test_every_rate_has_its_interval_and_drawn_controls_their_worst(result):
 
 def test_a_behaviour_without_prompts_is_refused(planted):
     pair, crosscoder = planted
-    empty = Behaviour(name="none", description="", keywords=("a",), chats=(), heldout=(), near=())
+    empty = Behaviour(name="none", keywords=("a",), heldout=())
     with pytest.raises(EmptyData):
         behaviour_removal(crosscoder, pair, [empty], latents_of_interest())
 

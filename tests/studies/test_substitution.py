@@ -57,7 +57,7 @@ def test_kl_is_that_of_torch_distributions_from_the_tuned_model(planted, corpus)
         base = pair.capture(batch)[:, :, 0]
 
         def edit(h, hook=None, base=base):  # noqa: ARG001
-            return torch.cat([h[:, :1], base[:, 1:]], 1)      # the first token stays the tuned model's
+            return torch.cat([h[:, :1], base[:, 1:]], 1)  # the first token stays the tuned model's
 
         clean, patched = pair.run(batch)[0, 1:-1], pair.run(batch, edit)[0, 1:-1]
         both = [torch.distributions.Categorical(logits=logits.double()) for logits in (clean, patched)]

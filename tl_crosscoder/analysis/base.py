@@ -18,6 +18,7 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import EmptyData
 
 Columns = dict[str, Tensor]
+Metrics = dict[str, int | float]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Analysis(ABC):
     def columns(self) -> Columns:
         """One value per latent for each column; NaN where a value is undefined."""
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> Metrics:
         """Figures about the whole dictionary; most analyses have none."""
         return {}
 

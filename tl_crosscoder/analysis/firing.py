@@ -2,7 +2,7 @@
 
 import torch
 
-from tl_crosscoder.analysis.base import Analysis, Columns, EncodedBatch
+from tl_crosscoder.analysis.base import Analysis, Columns, EncodedBatch, Metrics
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 
 
@@ -36,7 +36,7 @@ class Firing(Analysis):
             "max_act": self.largest,
         }
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> Metrics:
         return {
             "tokens": self.tokens,
             "l0": (self.count.sum() / self.tokens).item(),

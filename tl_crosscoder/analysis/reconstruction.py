@@ -2,7 +2,7 @@
 
 import torch
 
-from tl_crosscoder.analysis.base import Analysis, Columns, EncodedBatch
+from tl_crosscoder.analysis.base import Analysis, Columns, EncodedBatch, Metrics
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.types import BASE, TUNED
 
@@ -49,7 +49,7 @@ class Reconstruction(Analysis):
     def columns(self) -> Columns:
         return {}
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> Metrics:
         error, target = self.error.spread.sum(-1), self.target.spread.sum(-1)
         return {
             "fve_base": _fve(error[BASE], target[BASE]),

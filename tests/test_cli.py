@@ -1,0 +1,135 @@
+"""The command line as a user meets it: each test is a process of its own, or the same entry point in this one."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from tests.models.fake_pair import byte_tokenizer
+from tests.models.tiny_models import tiny_llama_model
+from tl_crosscoder import cli
+
+VERBS = ("capture", "demo", "diff", "report", "table", "train")
+
+
+def call(monkeypatch, capsys, *arguments):
+    """(exit code, standard output, standard error) of one command."""
+    monkeypatch.setattr(sys, "argv", ["tl-crosscoder", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A base, a fine-tune and a model of another width, as folders; a text and a file of behaviours."""
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = byte_tokenizer()
+    for name, seed in (("base", 0), ("tuned", 1)):
+        tiny_llama_model(seed, vocab=len(tokenizer)).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    other = byte_tokenizer(further=3)
+    tiny_llama_model(2, vocab=len(other)).save_pretrained(root / "other")
+    other.save_pretrained(root / "other")
+    (root / "text.txt").write_text(
+        "\n\n".join(f"document {i} says something about number {i * 7}" for i in range(60))
+    )
+    behaviours = [{"name": "letters", "keywords": ["e"], "heldout": ["hello", "bye"]}]
+    (root / "behaviours.json").write_text(json.dumps(behaviours))
+    return root
+
+
+def test_help_names_every_verb_and_does_not_import_torch():
+    code = "import sys\nfrom tl_crosscoder import cli\nsys.argv = ['tl-crosscoder', '--help']\ntry: cli.main()\nexcept SystemExit: pass\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "assert 'torch' not in sys.modules"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+def test_the_whole_job_leaves_what_was_promised_and_a_verdict(models, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run with a space"
+    code, out, err = call(
+        monkeypatch, capsys, "diff", models / "base", models / "tuned", "--hook", "blocks.1.hook_resid_post",
+        "--text", models / "text.txt", "--behaviours", models / "behaviours.json", "--out", run,
+        "--d-sae", 64, "--k", 4, "--steps", 40, "--batch-size", 64, "--context", 32, "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    for part in (
+        "crosscoder/config.json",
+        "crosscoder/model.safetensors",
+        "latents.parquet",
+        "metrics.json",
+        "report/index.html",
+    ):
+        assert (run / part).is_file(), part
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["verdict"][0] in out
+    assert metrics["behaviour"]["table"] and metrics["substitution"]["held-out text"]["table"]
+    assert len(pd.read_parquet(run / "latents.parquet")) == 64
+    assert str(models) not in (run / "metrics.json").read_text()
+
+
+def test_the_steps_can_be_taken_one_by_one(models, tmp_path, monkeypatch, capsys):
+    acts, crosscoder, table = tmp_path / "acts", tmp_path / "crosscoder", tmp_path / "latents.parquet"
+    steps = [
+        ("capture", models / "base", models / "tuned", "--hook", "blocks.1.hook_resid_post", "--text", models / "text.txt",
+         "--context", 32, "--out", acts, "--quiet", "--json"),
+        ("train", acts, "--out", crosscoder, "--d-sae", 32, "--k", 3, "--steps", 30, "--batch-size", 64, "--quiet", "--json"),
+        ("table", crosscoder, acts, "--out", table, "--json"),
+        ("report", tmp_path),
+    ]  # fmt: skip
+    for step in steps:
+        code, out, err = call(monkeypatch, capsys, *step)
+        assert code == 0, (step[0], err)
+        if "--json" in step:
+            assert isinstance(json.loads(out), dict)
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "exit_code", "message"),
+    [
+        ({"--hook": "blocks.9.hook_resid_post"}, 3, "3 blocks"),
+        ({"tuned": "other"}, 3, "tokenizer"),
+        ({"--text": "missing.txt"}, 2, "missing.txt"),
+        ({"--k": "999"}, 2, "999"),
+        ({"tuned": None}, 2, "--adapter"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence_and_the_right_exit_code(
+    change, exit_code, message, models, tmp_path, monkeypatch, capsys
+):
+    options = {"--hook": "blocks.1.hook_resid_post", "--text": str(models / "text.txt"), "--k": "4"} | {
+        k: v for k, v in change.items() if k.startswith("--")
+    }
+    tuned = change.get("tuned", "tuned")
+    positional = [models / "base"] + ([models / tuned] if tuned else [])
+    flat = [part for pair in options.items() for part in pair]
+    code, _, err = call(
+        monkeypatch, capsys, "diff", *positional, *flat, "--d-sae", 64, "--out", tmp_path / "run", "--quiet"
+    )
+    assert code == exit_code, err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_demo_pair_is_named_with_the_known_ones(monkeypatch, capsys, tmp_path):
+    code, _, err = call(monkeypatch, capsys, "demo", "--pair", "nothing", "--out", tmp_path / "x", "--quiet")
+    assert code == 2 and "tiny" in err and "nothing" in err
+
+
+def test_debug_shows_the_traceback(monkeypatch, capsys, tmp_path):
+    with pytest.raises(KeyError):
+        call(monkeypatch, capsys, "--debug", "demo", "--pair", "nothing", "--out", tmp_path / "x")
