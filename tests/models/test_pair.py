@@ -220,6 +220,12 @@ def test_a_peft_model_with_its_adapter_off_has_its_bases_fingerprint():
     assert fingerprint(pair.tuned) != fingerprint(pair.base)
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_model_without_an_adapter_is_no_pair(merged):
+    with pytest.raises(ValueError, match="wants a PEFT model, got LlamaForCausalLM"):
+        ModelPair.from_adapter(tiny_llama_model(), hook=HOOK, merged=merged)
+
+
 # Refusals -----------------------------------------------------------------------------------------------------
 
 

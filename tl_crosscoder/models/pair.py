@@ -85,10 +85,10 @@ class ModelPair:
 
         ``merged=True`` merges the adapter into a copy: faster, twice the memory, and in low precision rounded differently.
         """
-        tuned = HookBackend(peft_model, tokenizer)
+        base, tuned = HookBackend(peft_model, tokenizer, adapter="off"), HookBackend(peft_model, tokenizer)
         if merged:
             tuned = merge(copy.deepcopy(peft_model), tokenizer)
-        return cls(HookBackend(peft_model, tokenizer, adapter="off"), tuned, hook=hook)
+        return cls(base, tuned, hook=hook)
 
     @property
     def d_in(self) -> int:
@@ -160,4 +160,6 @@ class ModelPair:
 
 def merge(peft_model: Any, tokenizer: Any) -> HookBackend:
     """The model with its adapter merged into the weights, which are changed in place."""
-    return HookBackend(peft_model.merge_and_unload().eval().requires_grad_(False), tokenizer, adapter="merged")
+    return HookBackend(
+        peft_model.merge_and_unload().eval().requires_grad_(False), tokenizer, adapter="merged"
+    )

@@ -26,6 +26,9 @@ class TransformerLensBackend:
         self.model = model
         self.tokenizer = tokenizer if model.tokenizer is None else model.tokenizer
         self.is_bridge = "original_model" in vars(model)
+        self._names = frozenset(
+            model.hook_dict
+        )  # a hook on an unknown name would be ignored, in TransformerLens 3
         refuse_centred_weights(model)
         if self.is_bridge:
             self._refuse_bypassed_adapter()
@@ -126,7 +129,7 @@ class TransformerLensBackend:
     def _forward(self, tokens: TokenBatch, new: int, cache: Any, hooks: Mapping[Site, Any]) -> Tensor:
         """Logits of the last ``new`` positions, the earlier ones being in ``cache``."""
         for site in hooks:
-            if site.name not in self.model.hook_dict:
+            if site.name not in self._names:
                 raise HookNotFound(f"{type(self.model).__name__} has no hook {site.name!r}")
         tokens, fwd_hooks = tokens.to(self.device), [(site.name, fn) for site, fn in hooks.items()]
         ids, mask = tokens.ids[:, -new:], tokens.attention_mask.long()
