@@ -101,7 +101,7 @@ class DiffReport:
 
     def _facts(self) -> dict[str, str]:
         pair, numbers, cc = self.metrics.get("pair", {}), self.table.attrs.get("metrics", {}), self.crosscoder
-        facts = {side: str(pair[side].get("name", "")) for side in ("base", "tuned") if side in pair}
+        facts = {side: _named(pair[side]) for side in ("base", "tuned") if side in pair}
         facts |= {"hook": pair["hook"]} if "hook" in pair else {}
         facts |= {"dictionary": f"{cc.d_sae:,} latents of {cc.n_models} × {cc.d_in} dimensions"}
         if numbers:
@@ -116,3 +116,8 @@ class DiffReport:
 
     def __repr__(self) -> str:
         return f"DiffReport({str(self.folder.root)!r}): {self.verdict[0]}"
+
+
+def _named(model: dict[str, Any]) -> str:
+    adapter = {"on": ", adapter", "merged": ", adapter merged"}.get(model.get("adapter") or "", "")
+    return f"{model.get('name')}{adapter}"

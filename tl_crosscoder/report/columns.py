@@ -46,7 +46,7 @@ COLUMNS = {
         100,
     ),
     "difference_peak": Column(
-        "diff. peak", "The largest difference that the latent writes on one token, raw units.", 2
+        "diff. peak", "The largest difference that the latent writes on one token, normalised units.", 2
     ),
     "rank_score": Column(
         "rank %",
