@@ -1,7 +1,6 @@
 """How much of the whole tuned − base difference a latent writes."""
 
 import torch
-from einops import rearrange
 
 from tl_crosscoder.analysis.base import Analysis, Columns, EncodedBatch
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
@@ -34,9 +33,9 @@ class DifferenceShare(Analysis):
 
     def columns(self) -> Columns:
         share = self.written / self.total if self.total > 0 else torch.full_like(self.written, torch.nan)
-        peak = self.largest * rearrange(self._rows(), "s 1 d -> s d").norm(dim=-1)
+        peak = self.largest * self._rows().norm(dim=-1)
         return {"difference_share": share, "difference_peak": peak}
 
     def _rows(self):
         decoder = self.crosscoder.decoder_rows().detach()
-        return decoder[:, [TUNED]] - decoder[:, [BASE]]
+        return decoder[:, TUNED] - decoder[:, BASE]

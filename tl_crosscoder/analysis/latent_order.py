@@ -47,17 +47,16 @@ class LatentOrder:
         return out.scatter_reduce_(0, owner, per_pair, "amax")
 
     def weighted_dots(
-        self, a: Float[Tensor, "batch target d_in"], rows: Float[Tensor, "d_sae target d_in"]
+        self, a: Float[Tensor, "batch target d_in"], rows: Float[Tensor, "d_sae d_in"]
     ) -> Float[Tensor, "d_sae target"]:
-        """``Σ_i f_ij ⟨rows_j, a_i⟩`` for each latent and each target, in float64 across batches.
+        """``Σ_i f_ij ⟨rows_j, a_i⟩`` for each latent and each target; float64, to add up over batches.
 
         The sum over tokens comes first (``Σ_i f_ij a_i``, one gather per active pair), the dot product once per latent.
         """
         out = torch.zeros(self.d_sae, a.shape[1], dtype=torch.float64, device=a.device)
-        flat = a.reshape(len(a), -1)
-        for latents, sums in self._sums(flat):
+        for latents, sums in self._sums(a.reshape(len(a), -1)):
             part = sums.unflatten(1, a.shape[1:])
-            out[latents] = (part.double() * rows[latents].double()).sum(-1)
+            out[latents] = (part @ rows[latents][:, :, None])[:, :, 0].double()
         return out
 
     def _sums(self, flat: Float[Tensor, "batch width"]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -49,9 +49,10 @@ class LatentScaling(Analysis):
         order = batch.by_latent
         self.square += order.total(order.values.double() ** 2)
         self.mass += order.total(order.values)
-        direction = self.crosscoder.decoder_rows()[:, [TUNED, TUNED]]
-        self.with_error += order.weighted_dots(batch.error[:, [BASE, TUNED]], direction)
-        self.with_estimate += order.weighted_dots(batch.estimate[:, [BASE, TUNED]], direction)
+        targets = torch.cat([batch.error[:, [BASE, TUNED]], batch.estimate[:, [BASE, TUNED]]], 1)
+        dots = order.weighted_dots(targets, self.crosscoder.decoder_rows()[:, TUNED])
+        self.with_error += dots[:, :2]
+        self.with_estimate += dots[:, 2:]
 
     def columns(self) -> Columns:
         decoder = self.crosscoder.decoder_rows().detach().double()

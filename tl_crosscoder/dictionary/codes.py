@@ -1,6 +1,7 @@
 """Sparse codes: which latents are active on which token, and how strongly."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -24,16 +25,14 @@ class Codes:
     @classmethod
     def from_dense(cls, acts: Float[Tensor, "batch d_sae"]) -> "Codes":
         """The non-zero entries of ``acts``; gradients flow to them."""
-        tokens, latents = acts.nonzero(as_tuple=True)
-        return cls._of(acts[tokens, latents], tokens, latents, acts.shape)
+        flat = sparse_ops.flat_nonzero(acts.detach() != 0)
+        return cls._of(acts.flatten()[flat], flat // acts.shape[1], flat % acts.shape[1], acts.shape)
 
     @classmethod
     def _of(
         cls, values: Tensor, tokens: Tensor, latents: Tensor, shape: torch.Size | tuple[int, int]
     ) -> "Codes":
-        offsets = tokens.new_zeros(shape[0] + 1)
-        torch.cumsum(torch.bincount(tokens, minlength=shape[0]), 0, out=offsets[1:])
-        return cls(values, latents, offsets, shape[1])
+        return cls(values, latents, sparse_ops.starts(tokens, shape[0]), shape[1])
 
     def __len__(self) -> int:
         """The number of tokens."""
@@ -65,6 +64,11 @@ class Codes:
         """The same pairs with other strengths."""
         return replace(self, values=values)
 
+    @cached_property
+    def pairs(self) -> sparse_ops.Pairs:
+        """The active pairs without their strengths."""
+        return sparse_ops.Pairs(self.tokens(), self.latents, self.offsets, self.d_sae)
+
     def decode(self, rows: Float[Tensor, "d_sae *rest"]) -> Float[Tensor, "batch *rest"]:
         """``Σ_j f_j · rows[j]`` for each token."""
-        return sparse_ops.decode_pairs(self.values, self.latents, self.offsets, rows)
+        return sparse_ops.decode_pairs(self.values, rows, self.pairs)

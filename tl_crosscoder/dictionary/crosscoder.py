@@ -6,15 +6,18 @@ from typing import Any, Literal, final
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_crosscoder.dictionary.codes import Codes
 from tl_crosscoder.dictionary.init import decoder_rows
 from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.sparse_ops import decode_pairs, encode_pairs
 from tl_crosscoder.dictionary.sparsity import SPARSITIES, Sparsity
 from tl_crosscoder.errors import ShapeMismatch
 
+#: Share of active latents above which a dense product is faster than one over pairs.
+MAX_DENSITY = 1 / 8
 CODE_NORMS = ("sum", "l2", "none")
 
 
@@ -85,8 +88,7 @@ class Crosscoder(nn.Module):
     def forward(self, x: Float[Tensor, "batch model d_in"]) -> CrosscoderOutput:
         y = self._normalised(x, "forward")
         pre_acts = self._pre_acts(y)
-        acts = self._select(pre_acts)
-        estimate = self._estimate(acts)
+        acts, estimate = self._sparse(y, pre_acts) if self.sparsity.selects else self._dense(pre_acts)
         recon = self.normalizer.denormalise(estimate)
         if self.units is not None:
             y, estimate = self.units.normalise(y), self.units.normalise(estimate)
@@ -99,6 +101,13 @@ class Crosscoder(nn.Module):
     def encode_sparse(self, x: Float[Tensor, "batch model d_in"]) -> Codes:
         """The codes of raw activations, active pairs only."""
         return Codes.from_dense(self.encode(x))
+
+    def pre_acts(
+        self, x: Float[Tensor, "batch model d_in"], latents: Int[Tensor, "latent"]
+    ) -> Float[Tensor, "batch latent"]:
+        """The pre-activations of some latents, at their cost alone."""
+        y = self._normalised(x, "pre_acts").flatten(1)
+        return F.linear(y, self.W_enc_rows[latents].flatten(1), self.b_enc[latents])
 
     def decode(self, acts: Float[Tensor, "batch d_sae"] | Codes) -> Float[Tensor, "batch model d_in"]:
         """The reconstruction of every model's activations, raw units."""
@@ -201,6 +210,20 @@ class Crosscoder(nn.Module):
         with torch.no_grad():
             norms = self.selection_norms()
         return self.sparsity(pre_acts, norms)
+
+    def _dense(self, pre_acts: Float[Tensor, "batch d_sae"]) -> tuple[Tensor, Tensor]:
+        acts = self._select(pre_acts)
+        return acts, self._estimate(acts)
+
+    def _sparse(
+        self, y: Float[Tensor, "batch model d_in"], pre_acts: Float[Tensor, "batch d_sae"]
+    ) -> tuple[Tensor, Tensor]:
+        """``_dense`` with the same numbers and gradients, in time proportional to the active pairs where they are few."""
+        chosen = Codes.from_dense(self._select(pre_acts.detach()))
+        if chosen.l0 > MAX_DENSITY * self.d_sae:
+            return self._dense(pre_acts)
+        values = encode_pairs(y, self.W_enc_rows, self.b_enc, chosen.pairs, chosen.values)
+        return chosen.with_values(values).dense(), decode_pairs(values, self.W_dec, chosen.pairs) + self.b_dec
 
     def _estimate(self, acts: Tensor | Codes) -> Float[Tensor, "batch model d_in"]:
         if isinstance(acts, Codes):

@@ -1,44 +1,130 @@
-"""The two products of a sparse dictionary, on active (token, latent) pairs only.  Both differentiate through plain torch ops."""
+"""The products of a sparse dictionary on active (token, latent) pairs only, forwards and backwards.
 
+A pair is read as a row of ``x`` (its token) and a row of weights (its latent): memory and time follow the pairs, not d_sae.  The
+gradient of the weights is a sum over each latent's tokens, so it is gathered in latent order; the gradient of the values is a
+dot product for each pair.
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-#: Elements gathered at once by :func:`encode_at`: 64 MiB of float32 for each of its two operands.
+#: Elements gathered at once where torch has no sampled product: 64 MiB of float32 for each of the two operands.
 CHUNK = 1 << 24
 
 
-def decode_pairs(
-    values: Float[Tensor, "nnz"],
-    latents: Int[Tensor, "nnz"],
-    offsets: Int[Tensor, "_"],
-    rows: Float[Tensor, "d_sae *rest"],
-) -> Float[Tensor, "batch *rest"]:
-    """``Σ values · rows[latents]`` for each token: ``acts @ rows`` in proportion to the active pairs."""
-    flat = F.embedding_bag(
-        latents,
-        rows.flatten(1),
-        offsets,
-        mode="sum",
-        per_sample_weights=values.to(rows.dtype),
-        include_last_offset=True,
-    )
-    return flat.unflatten(1, rows.shape[1:])
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Active (token, latent) pairs in token order: token i owns ``offsets[i]:offsets[i + 1]``."""
+
+    tokens: Int[Tensor, "nnz"]
+    latents: Int[Tensor, "nnz"]
+    offsets: Int[Tensor, "_"]
+    d_sae: int
+
+    @cached_property
+    def by_latent(self) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "_"]]:
+        """The order that sorts the pairs by latent, and where each latent starts in it."""
+        return self.latents.argsort(stable=True), starts(self.latents, self.d_sae)
 
 
-def encode_at(
+def starts(groups: Int[Tensor, "nnz"], n: int) -> Int[Tensor, "_"]:
+    """Where each of ``n`` groups starts in a sorted list of group numbers, and the end."""
+    offsets = groups.new_zeros(n + 1)
+    torch.cumsum(torch.bincount(groups, minlength=n), 0, out=offsets[1:])
+    return offsets
+
+
+def flat_nonzero(mask: Bool[Tensor, "*shape"]) -> Int[Tensor, "nnz"]:
+    """The flat positions of True, ascending (numpy's search is several times faster than torch's on a CPU)."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero()[:, 0]
+
+
+def encode_pairs(
     x: Float[Tensor, "batch *rest"],
     rows: Float[Tensor, "d_sae *rest"],
     bias: Float[Tensor, "d_sae"],
-    tokens: Int[Tensor, "nnz"],
-    latents: Int[Tensor, "nnz"],
+    pairs: Pairs,
+    values: Float[Tensor, "nnz"] | None = None,
 ) -> Float[Tensor, "nnz"]:
-    """The pre-activation ``⟨x[token], rows[latent]⟩ + bias[latent]`` of each pair, without those of the others."""
-    x, rows = x.flatten(1), rows.flatten(1)
+    """``⟨x[token], rows[latent]⟩ + bias[latent]`` of each pair; ``values`` are these numbers where they are known already."""
+    return _Encode.apply(x.flatten(1), rows.flatten(1), bias, pairs, values)
+
+
+def decode_pairs(
+    values: Float[Tensor, "nnz"], rows: Float[Tensor, "d_sae *rest"], pairs: Pairs
+) -> Float[Tensor, "batch *rest"]:
+    """``Σ values · rows[latents]`` for each token: ``acts @ rows``."""
+    return _Decode.apply(values.to(rows.dtype), rows.flatten(1), pairs).unflatten(1, rows.shape[1:])
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rows: Tensor, bias: Tensor, pairs: Pairs, values: Tensor | None
+    ) -> Tensor:
+        ctx.pairs = pairs
+        ctx.save_for_backward(x, rows)
+        return _dots(x, rows, pairs) + bias[pairs.latents] if values is None else values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (x, rows) = grads, ctx.saved_tensors
+        d_x = _sum_by_token(grad, rows, ctx.pairs) if ctx.needs_input_grad[0] else None
+        d_bias = _sum_by_latent(grad, x.new_ones(len(x), 1), ctx.pairs)[:, 0]
+        return d_x, _sum_by_latent(grad, x, ctx.pairs), d_bias, None, None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: Tensor, pairs: Pairs) -> Tensor:
+        ctx.pairs = pairs
+        ctx.save_for_backward(values, rows)
+        return _sum_by_token(values, rows, pairs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad, (values, rows) = grads[0].contiguous(), ctx.saved_tensors
+        d_values = _dots(grad, rows, ctx.pairs) if ctx.needs_input_grad[0] else None
+        d_rows = _sum_by_latent(values, grad, ctx.pairs) if ctx.needs_input_grad[1] else None
+        return d_values, d_rows, None
+
+
+def _sum_by_token(values: Tensor, rows: Tensor, pairs: Pairs) -> Tensor:
+    return _bag(pairs.latents, rows, pairs.offsets, values)
+
+
+def _sum_by_latent(values: Tensor, x: Tensor, pairs: Pairs) -> Tensor:
+    order, offsets = pairs.by_latent
+    return _bag(pairs.tokens[order], x, offsets, values[order])
+
+
+def _bag(index: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    return F.embedding_bag(
+        index, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
+
+
+def _dots(x: Tensor, rows: Tensor, pairs: Pairs) -> Tensor:
+    """``⟨x[token], rows[latent]⟩`` of each pair."""
+    if x.dtype in (torch.float32, torch.float64):
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Sparse", category=UserWarning
+            )  # torch calls its CSR support beta
+            shape = (len(x), pairs.d_sae)
+            zeros = x.new_zeros(len(pairs.latents))
+            at = torch.sparse_csr_tensor(pairs.offsets, pairs.latents, zeros, shape, check_invariants=False)
+            return torch.sparse.sampled_addmm(at, x, rows.T, beta=0.0).values()
     size = max(1, CHUNK // x.shape[1])
-    dots = [
-        torch.linalg.vecdot(x.index_select(0, t), rows.index_select(0, j))
-        for t, j in zip(tokens.split(size), latents.split(size), strict=True)
-    ]
-    return torch.cat(dots) + bias[latents]
+    split = zip(pairs.tokens.split(size), pairs.latents.split(size), strict=True)
+    return torch.cat([(x[t] * rows[j]).sum(-1) for t, j in split])

@@ -33,12 +33,11 @@ class AuxK:
     def __call__(
         self, x: Tensor, out: CrosscoderOutput, crosscoder: Crosscoder, progress: Progress
     ) -> Float[Tensor, ""]:
-        del x
         dead = (progress.tokens_since_fired >= self.dead_after_tokens).nonzero()[:, 0]
         if not len(dead):
             return out.estimate.new_zeros(())
         k = min(self.k_aux or crosscoder.d_in // 2, len(dead))
-        acts = out.pre_acts.index_select(1, dead).relu()
+        acts = crosscoder.pre_acts(x, dead).relu()
         if k < len(dead):
             v = scores(acts, crosscoder.selection_norms()[dead])
             chosen = v.topk(k, dim=-1, sorted=False).indices

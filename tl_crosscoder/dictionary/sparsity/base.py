@@ -18,6 +18,9 @@ class Sparsity(nn.Module, ABC):
     looks at one token at a time.
     """
 
+    #: The activations are pre-activations, kept or dropped: their gradient is 1 where kept and 0 elsewhere.
+    selects = True
+
     def __init__(self):
         super().__init__()
 

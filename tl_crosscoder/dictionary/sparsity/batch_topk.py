@@ -1,11 +1,11 @@
 """The k · batch largest scores of the batch while training; a fixed threshold afterwards."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_crosscoder.dictionary.sparse_ops import flat_nonzero
 from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity, check_k, scores
-from tl_crosscoder.dictionary.sparsity.topk import largest
 
 
 @SPARSITIES.register("batch_topk")
@@ -69,27 +69,30 @@ class BatchTopK(Sparsity):
                     f"{self.threshold_start:.0%} of the steps) or set sparsity.threshold"
                 )
             return pre_acts.where(v > self.threshold, 0)
-        flat, count = v.view(1, -1), self.k_now * len(v)
-        smallest = self._smallest_kept(flat, count)
-        if self.tracking:
-            self._track(smallest)
-        return pre_acts.where(largest(flat, smallest.view(1, 1), count).view_as(v), 0)
+        flat = v.view(-1)
+        kept = self._largest(flat, self.k_now * len(v))
+        if self.tracking and len(kept):
+            self._track(flat[kept].min())
+        chosen = torch.zeros(flat.shape, dtype=torch.bool, device=v.device)
+        chosen[kept] = True
+        return pre_acts.where(chosen.view_as(v), 0)
 
-    def _smallest_kept(self, v: Float[Tensor, "1 n"], count: int) -> Float[Tensor, ""]:
-        """The count-th largest positive score, or the smallest positive one where there are fewer.
+    def _largest(self, v: Float[Tensor, "n"], count: int) -> Int[Tensor, "kept"]:
+        """The positions of the ``count`` largest positive scores, or of all of them where there are fewer.
 
-        Exact: only scores above a guess are sorted, and the guess stands if at least ``count`` of them are there.
+        Exact: only scores above a guess are looked at, and the guess stands if there are at least ``count`` of them.
         """
-        candidates = v[v > self.guess]
+        candidates = flat_nonzero(v > self.guess)
         if self.guess and len(candidates) < count:
-            candidates = v[v > 0]
-        if not len(candidates):
-            return v.new_tensor(float("inf"))
-        smallest = candidates.topk(min(count, len(candidates)), sorted=False).values.min()
+            candidates = flat_nonzero(v > 0)
+        if len(candidates) <= count:
+            return candidates
+        values = v[candidates]
+        smallest = values.topk(count, sorted=False).values.min()
         self.guess = 0.9 * smallest.item()
-        return smallest
+        above, ties = values > smallest, values == smallest
+        return candidates[above | (ties & (ties.cumsum(0) <= count - above.sum()))]
 
     def _track(self, smallest: Float[Tensor, ""]) -> None:
-        if smallest.isfinite():
-            old = self.threshold if self.threshold >= 0 else smallest
-            self.threshold.copy_(self.threshold_decay * old + (1 - self.threshold_decay) * smallest)
+        old = self.threshold if self.threshold >= 0 else smallest
+        self.threshold.copy_(self.threshold_decay * old + (1 - self.threshold_decay) * smallest)
