@@ -58,10 +58,39 @@ def test_the_forward_pass_equals_the_loop_in_float64():
 
 
 def test_encode_and_decode_are_the_two_halves_of_forward():
-    crosscoder, x = random_crosscoder().eval(), draw()
+    crosscoder, x = random_crosscoder(dtype=torch.float64).eval(), draw(dtype=torch.float64)
     out = crosscoder(x)
     assert torch.equal(crosscoder.encode(x), out.acts)
-    assert torch.equal(crosscoder.decode(out.acts), out.recon)
+    torch.testing.assert_close(crosscoder.decode(out.acts), out.recon, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_the_sparse_and_the_dense_step_have_the_same_gradients(monkeypatch, density):
+    """MAX_DENSITY 0 makes every step dense, 1 every step sparse; both against autograd through the plain formula."""
+    monkeypatch.setattr("tl_crosscoder.dictionary.crosscoder.MAX_DENSITY", density)
+    crosscoder, plain, x = (
+        random_crosscoder(dtype=torch.float64),
+        random_crosscoder(dtype=torch.float64),
+        draw(dtype=torch.float64),
+    )
+    weights, l1 = torch.randn(16, 2, D_IN, dtype=torch.float64), torch.rand(D_SAE, dtype=torch.float64)
+    out = crosscoder(x)
+    ((out.recon * weights).sum() + (out.acts @ l1).sum()).backward()
+    y = plain.normalizer.normalise(x)
+    pre = torch.einsum("bmd,mdj->bj", y, plain.W_enc) + plain.b_enc
+    acts = pre * (out.acts != 0)
+    recon = plain.normalizer.denormalise(torch.einsum("bj,jmd->bmd", acts, plain.W_dec) + plain.b_dec)
+    ((recon * weights).sum() + (acts @ l1).sum()).backward()
+    for a, b in zip(crosscoder.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_pre_activations_of_some_latents_are_those_of_all():
+    crosscoder, x = random_crosscoder(dtype=torch.float64), draw(dtype=torch.float64)
+    some = torch.tensor([7, 0, 3])
+    torch.testing.assert_close(
+        crosscoder.pre_acts(x, some), crosscoder(x).pre_acts[:, some], rtol=1e-12, atol=1e-12
+    )
 
 
 def test_sparse_codes_decode_to_the_same_reconstruction():

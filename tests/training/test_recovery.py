@@ -53,21 +53,22 @@ def test_l1_invents_tuned_only_latents_by_shrinking_and_by_decoupling(trained_l1
 
 def test_norms_tell_true_presence_better_under_batch_topk_than_under_l1(trained_batchtopk, trained_l1):
     def agreement(run):
+        """Correlation of delta_norm with 1 - r/2 (or 1/2r for r > 1), r the concept's presence in base over that in tuned."""
         pair, crosscoder = run
         labels = pair.label(crosscoder)
-        known = torch.tensor(((labels["kind"] != "dead") & (labels["base_presence"] <= 1)).to_numpy())
-        truth = 1 - torch.tensor(labels["base_presence"].to_numpy()) / 2
-        return torch.corrcoef(torch.stack([delta_norm(crosscoder)[known].double(), truth[known]]))[0, 1]
+        about_one = torch.tensor((labels["correlation"] > 0.5).to_numpy())
+        r = torch.tensor(labels["base_presence"].to_numpy())[about_one]
+        truth = torch.where(r <= 1, 1 - r / 2, 1 / (2 * r))
+        return torch.corrcoef(torch.stack([delta_norm(crosscoder)[about_one].double(), truth]))[0, 1]
 
     assert agreement(trained_batchtopk) > agreement(trained_l1)
-    assert agreement(trained_batchtopk) > 0.95
+    assert agreement(trained_batchtopk) > 0.99
 
 
 def test_an_identity_pair_has_no_exclusive_latent(trained_identity):
     pair, crosscoder = trained_identity
     share = delta_norm(crosscoder)[alive(pair, crosscoder)]
-    assert not ((share > TUNED_ONLY) | (share < BASE_ONLY)).any()
-    torch.testing.assert_close(share, torch.full_like(share, 0.5), atol=0.01, rtol=0)
+    assert ((share > 0.4) & (share < 0.6)).all()
 
 
 def test_disjoint_halves_are_mostly_exclusive(trained_disjoint):
@@ -113,12 +114,12 @@ def test_l1_shrinks_one_decoder_by_the_closed_form(gain):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_recovery_holds_on_other_seeds(seed):
-    pair, crosscoder = run_batchtopk(small_pair(seed=seed + 1), seed=seed + 1)
+    pair, crosscoder = run_batchtopk(small_pair(seed=seed), seed=seed)
     score = pair.score(crosscoder, calls(pair, crosscoder))
     assert min(score.precision, score.recall) >= 0.9
-    pair, crosscoder = run_l1(small_pair(seed=seed + 1), seed=seed + 1)
+    pair, crosscoder = run_l1(small_pair(seed=seed), seed=seed)
     assert pair.score(crosscoder, calls(pair, crosscoder)).precision <= 0.7
 
 
