@@ -65,9 +65,16 @@ def test_norms_tell_true_presence_better_under_batch_topk_than_under_l1(trained_
     assert agreement(trained_batchtopk) > 0.99
 
 
-def test_an_identity_pair_has_no_exclusive_latent(trained_identity):
+def test_an_identity_pair_stays_identical(trained_identity):
     pair, crosscoder = trained_identity
     share = delta_norm(crosscoder)[alive(pair, crosscoder)]
+    torch.testing.assert_close(share, torch.full_like(share, 0.5), atol=1e-4, rtol=0)
+
+
+def test_models_that_start_apart_agree_on_an_identity_pair():
+    pair, crosscoder = run_batchtopk(small_pair("identity"), same_init=False)
+    share = delta_norm(crosscoder)[alive(pair, crosscoder)]
+    assert len(share) > 30
     assert ((share > 0.4) & (share < 0.6)).all()
 
 

@@ -45,6 +45,19 @@ def test_training_twice_gives_the_same_bytes():
     assert all(torch.equal(value, runs[1][0][name]) for name, value in runs[0][0].items())
 
 
+def test_another_number_of_threads_changes_rounding_only():
+    results, threads = [], torch.get_num_threads()
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            trained = crosscoder().double()
+            train(trained, batches(4, 512), config=config())
+            results.append(trained.W_dec.detach())
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
 def test_one_step_is_one_clipped_adam_step():
     """Adam's first step moves every parameter by lr · g / (|g| + eps), whatever the clip; lr is half way up its warm-up of 2."""
     trained, plain, x = crosscoder(TopK(3)), crosscoder(TopK(3)), batches(1)[0]
