@@ -1,11 +1,11 @@
 """Latent Scaling of all latents and targets: one streaming pass over sparse codes against the dense closed form.
 
-    python benchmarks/latent_scaling.py [--d-in 576] [--d-sae 8192] [--k 32] [--batch 2048] [--rounds 5] [--threads 1] [--json]
+    python benchmarks/latent_scaling.py [--d-in 576] [--d-sae 8192] [--k 32] [--batch 2048] [--rounds 5]
+    [--threads 1] [--json]
 
-Both get the same codes, error and reconstruction of a batch; the dense form computes ``acts.T @ (target @ W_dec.T)``-style sums by matrix
-products over all [batch, d_sae] entries.  Interleaved rounds in one process, medians.  Also prints the peak memory of a whole
-``latent_table`` over few and over many tokens.
-"""
+Both get the same codes, error and reconstruction of a batch; the dense form computes ``acts.T @ (target @
+W_dec.T)``-style sums by matrix products over all [batch, d_sae] entries.  Interleaved rounds in one process,
+medians.  Also prints the peak memory of a whole ``latent_table`` over few and over many tokens."""
 
 import argparse
 import json
@@ -49,10 +49,12 @@ def peak_memory(tokens: int) -> float:
         "cc = Crosscoder(64, 2048, TopK(16))\n"
         "g = torch.Generator().manual_seed(0)\n"
         f"latent_table(cc, (torch.randn(2048, 2, 64, generator=g) for _ in range({tokens} // 2048)))\n"
-        "status = open('/proc/self/status').read()\n"      # ru_maxrss would be inherited from this process
+        "status = open('/proc/self/status').read()\n"  # ru_maxrss would be inherited from this process
         "print(int(status.split('VmHWM:')[1].split()[0]) / 1024)\n"
     )
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
 
 
 def main(d_in: int, d_sae: int, k: int, batch: int, rounds: int, threads: int) -> dict:
@@ -66,9 +68,13 @@ def main(d_in: int, d_sae: int, k: int, batch: int, rounds: int, threads: int) -
         sparse, dense = [], []
         for _ in range(rounds + 1):
             ours, totals = LatentScaling(crosscoder), {}
-            sparse.append(timed(lambda ours=ours: ours.update(EncodedBatch(codes, x, estimate, nowhere, nowhere))))
+            sparse.append(
+                timed(lambda ours=ours: ours.update(EncodedBatch(codes, x, estimate, nowhere, nowhere)))
+            )
             dense.append(timed(lambda t=totals: dense_update(t, acts, x - estimate, estimate, direction)))
-        gap = (ours.with_error[:, 0] - totals["error", 0].double()).abs().max() / totals["error", 0].abs().max()
+        gap = (ours.with_error[:, 0] - totals["error", 0].double()).abs().max() / totals[
+            "error", 0
+        ].abs().max()
     sparse_ms, dense_ms = (1000 * statistics.median(times[1:]) for times in (sparse, dense))
     few, many = peak_memory(8_192), peak_memory(131_072)
     return {
@@ -78,11 +84,24 @@ def main(d_in: int, d_sae: int, k: int, batch: int, rounds: int, threads: int) -
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"d-in": 576, "d-sae": 8192, "k": 32, "batch": 2048, "rounds": 5, "threads": 1}.items():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, value in {
+        "d-in": 576,
+        "d-sae": 8192,
+        "k": 32,
+        "batch": 2048,
+        "rounds": 5,
+        "threads": 1,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json", action="store_true")
     arguments = vars(parser.parse_args())
     as_json = arguments.pop("json")
     result = main(**arguments)
-    print(json.dumps(result) if as_json else "\n".join(f"{name:28} {value:10.4g}" for name, value in result.items()))
+    print(
+        json.dumps(result)
+        if as_json
+        else "\n".join(f"{name:28} {value:10.4g}" for name, value in result.items())
+    )

@@ -46,9 +46,19 @@ def models(tmp_path_factory):
 
 
 def test_help_names_every_verb_and_does_not_import_torch():
-    code = "import sys\nfrom tl_crosscoder import cli\nsys.argv = ['tl-crosscoder', '--help']\ntry: cli.main()\nexcept SystemExit: pass\n"
+    code = """
+import sys
+from tl_crosscoder import cli
+
+sys.argv = ["tl-crosscoder", "--help"]
+try:
+    cli.main()
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+"""
     done = subprocess.run(
-        [sys.executable, "-c", code + "assert 'torch' not in sys.modules"],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,

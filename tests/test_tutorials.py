@@ -13,7 +13,9 @@ import tl_crosscoder
 
 ROOT = Path(tl_crosscoder.__file__).parent.parent / "tutorials"
 TOY = {
-    "1_known_difference": {"STEPS, BATCH, TOKENS = 400, 512, 20_000": "STEPS, BATCH, TOKENS = 40, 128, 4_000"},
+    "1_known_difference": {
+        "STEPS, BATCH, TOKENS = 400, 512, 20_000": "STEPS, BATCH, TOKENS = 40, 128, 4_000"
+    },
     "2_base_vs_tuned": {
         "STEPS, D_SAE, TOKENS, DRAWS = 780, 1024, 200_000, 10": "STEPS, D_SAE, TOKENS, DRAWS = 30, 128, 12_000, 2",
         'demo_corpus(pair, RECIPES["tiny"], seed=0)': (
@@ -33,7 +35,13 @@ def test_a_tutorial_runs_from_top_to_bottom(name, tmp_path):
     (tmp_path / "toy.py").write_text(code, encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "toy.py"], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment, timeout=240
+        [sys.executable, "toy.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

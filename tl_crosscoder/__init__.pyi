@@ -4,9 +4,9 @@ from .analysis.table import latent_table as latent_table
 from .data.planted import Behaviour as Behaviour
 from .dictionary.codes import Codes as Codes
 from .dictionary.crosscoder import Crosscoder as Crosscoder
+from .dictionary.losses import L1 as L1
 from .dictionary.losses import MSE as MSE
 from .dictionary.losses import AuxK as AuxK
-from .dictionary.losses import L1 as L1
 from .dictionary.losses import L2Norm as L2Norm
 from .dictionary.normalizer import Normalizer as Normalizer
 from .dictionary.sparsity import BatchTopK as BatchTopK
@@ -38,3 +38,5 @@ from .training.config import TrainConfig as TrainConfig
 from .training.train import train as train
 from .types import BASE as BASE
 from .types import TUNED as TUNED
+
+__version__: str

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -41,7 +41,9 @@ Behaviours = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Fixes the order of the data and the start of the weights.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
-Dtype = Annotated[str, typer.Option(help="Of the models and the stored activations: float32 or bfloat16.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"], typer.Option(help="Of the models and the stored activations.")
+]
 DSae = Annotated[int, typer.Option("--d-sae", help="Latents in the dictionary.")]
 K = Annotated[int, typer.Option("--k", help="Active latents a token.")]
 Steps = Annotated[int, typer.Option(help="Training steps.")]
@@ -202,7 +204,7 @@ def table_command(
         "rank_score",
     ]
     best = table.sort_values("rank_score", ascending=False)[shown].head(top)
-    _print(table.attrs["metrics"] if as_json else best.to_string(float_format=lambda v: f"{v:.3g}"), as_json)
+    _print(table.attrs["metrics"] if as_json else best.map(_digits).to_string(), as_json)
 
 
 @app.command("report")
@@ -322,6 +324,10 @@ def _show(report: "DiffReport", as_json: bool) -> None:
     for sentence in rest:
         print(f"  {sentence}")
     print(f"\n  report: {report.folder.report / 'index.html'}")
+
+
+def _digits(value: object) -> object:
+    return f"{value:.3g}" if isinstance(value, float) else value
 
 
 def _print(value: Any, as_json: bool) -> None:

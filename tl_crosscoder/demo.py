@@ -26,7 +26,7 @@ from tl_crosscoder.models.text_files import read_file
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a demo reads and how it learns.  Token counts are of one model; prompts are answered by both models, each answer read by both."""
+    """What a demo reads and how it learns.  Tokens are of one model; both models answer the prompts and read both answers."""
 
     planted: PlantedPair
     base: Callable[[], Path]
@@ -79,7 +79,7 @@ RECIPES = {
         n_planted=72,
         max_new_tokens=36,
         temperature=0.0,
-        config=DiffConfig(d_sae=2048, k=32, steps=1000, batch_size=1024, lr=1e-3, init_norm=0.5),
+        config=DiffConfig(d_sae=2048, k=32, steps=1000, batch_size=1024, study_tokens=2500),
         drop=Drop(preamble=True),
         n_draws=10,
         max_tokens=2048,

@@ -14,7 +14,7 @@ tensor of the same shape or a function of no arguments that gives them for the f
 
 ``latents`` is a list of ids, a boolean mask ``[d_sae]``, or a boolean mask ``[seq, d_sae]`` with one set for
 each sequence. ``mask [seq pos]`` is True where the edit applies; elsewhere the activations pass unchanged.  In
-a generation step with a key-value cache (one position, a longer mask) the new tokens are edited. """
+a generation step with a key-value cache (one position, a longer mask) the new tokens are edited."""
 
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -29,6 +29,7 @@ from tl_crosscoder.types import BASE, TUNED, Edit
 
 OtherActs = Tensor | Callable[[], Tensor]
 Latents = Iterable[int] | Tensor
+Part = Literal["whole", "difference"]
 
 
 def steer(
@@ -39,7 +40,7 @@ def steer(
     model: int = TUNED,
     mask: Bool[Tensor, "seq pos"] | None = None,
 ) -> Edit:
-    """Add ``strength`` times the latents' decoder rows of ``model``, as if each had fired at ``strength`` everywhere.  0: the identity."""
+    """Add ``strength`` times the latents' decoder rows of ``model``, as if each fired at ``strength``.  0: the identity."""
     chosen = latent_mask(crosscoder, latents)
     rows = crosscoder.raw_rows().detach()[:, model]
     direction = chosen.to(rows.dtype) @ rows * strength  # [d_in], or [seq d_in] with a set for each sequence
@@ -56,7 +57,7 @@ def ablate(
     latents: Latents,
     other_acts: OtherActs,
     *,
-    part: Literal["whole", "difference"] = "whole",
+    part: Part = "whole",
     scale: float = 0.0,
     model: int = TUNED,
     mask: Bool[Tensor, "seq pos"] | None = None,
@@ -66,7 +67,7 @@ def ablate(
 
     ``part="difference"`` removes only what the other model does not have, ``f_j (d_j^model − d_j^other)``: the
     specific edit, which leaves what both models write alone.  Removing whole latents also removes the shared
-    part and is not specific on narrow fine-tunes. """
+    part and is not specific on narrow fine-tunes."""
     rows = crosscoder.raw_rows().detach()
     removed = rows[:, model] if part == "whole" else rows[:, model] - rows[:, _other(model)]
     return _add_codes(crosscoder, latents, other_acts, removed * (scale - 1), model, mask, onto="own")
@@ -148,36 +149,39 @@ def _bias_difference(crosscoder: Crosscoder) -> Float[Tensor, " d_in"]:
     return bias[TUNED] - bias[BASE]
 
 
-def _add_codes(crosscoder, latents, other_acts, rows, model, mask, *, onto, bias=None) -> Edit:
+def _add_codes(
+    crosscoder: Crosscoder,
+    latents: Latents,
+    other_acts: OtherActs,
+    rows: Float[Tensor, "d_sae d_in"],
+    model: int,
+    mask: Tensor | None,
+    *,
+    onto: Literal["own", "other"],
+    bias: Tensor | None = None,
+) -> Edit:
     """``onto + Σ_j f_j rows_j (+ bias)`` where ``mask``; f from the two models' true activations."""
     chosen = latent_mask(crosscoder, latents)
     other_model = _other(model)
 
     def edit(acts: Tensor, hook: object = None) -> Tensor:  # noqa: ARG001
-        other = (other_acts() if callable(other_acts) else other_acts).to(acts.device)
+        other = (other_acts if isinstance(other_acts, Tensor) else other_acts()).to(acts.device)
         if other.shape != acts.shape:
             raise ShapeMismatch(
-                f"the edit got activations {list(acts.shape)} and the other model's {list(other.shape)}; they must be the same tokens. "
-                "While generating, use ModelPair.generate, which runs the other model in lockstep."
+                f"the edit got activations {list(acts.shape)} and the other model's {list(other.shape)}; they must be of "
+                "the same tokens. While generating, use ModelPair.generate, which runs the other model in lockstep."
             )
         own, other = acts.float(), other.float()
         start = own if onto == "own" else other
         pair = torch.stack([own, other] if model < other_model else [other, own], dim=-2)
-        where = (
-            torch.ones(acts.shape[:-1], dtype=torch.bool, device=acts.device)
-            if mask is None
-            else _fit(mask, acts)
-        )
+        where = _everywhere(acts) if mask is None else _fit(mask, acts)
         with torch.no_grad():  # gradients pass through the activations, not through the codes
             codes = crosscoder.encode_sparse(pair[where])
-            allowed = (
-                chosen[codes.latents]
-                if chosen.ndim == 1
-                else chosen[where.nonzero()[codes.tokens(), 0], codes.latents]
-            )
+            sequence = where.nonzero()[codes.tokens(), 0]
+            allowed = chosen[codes.latents] if chosen.ndim == 1 else chosen[sequence, codes.latents]
             written = codes.with_values(codes.values * allowed).decode(rows).float()
-        result = start.clone() if mask is None else torch.where(where[..., None], start, own)
-        result[where] = start[where] + (written if bias is None else written + bias)
+        result = torch.where(where[..., None], start, own)
+        result[where] = result[where] + (written if bias is None else written + bias)
         return result.to(acts.dtype)
 
     return edit
@@ -188,10 +192,14 @@ def _fit(mask: Tensor, acts: Tensor) -> Tensor:
     if mask.shape == acts.shape[:-1]:
         return mask.to(acts.device)
     if acts.shape[:-1] == (mask.shape[0], 1):
-        return torch.ones(acts.shape[:-1], dtype=torch.bool, device=acts.device)
+        return _everywhere(acts)
     raise ShapeMismatch(
         f"the edit's mask is [seq, pos] = {list(mask.shape)}, the activations are {list(acts.shape)}."
     )
+
+
+def _everywhere(acts: Tensor) -> Tensor:
+    return torch.ones(acts.shape[:-1], dtype=torch.bool, device=acts.device)
 
 
 def _where(mask: Tensor | None, acts: Tensor, edited: Tensor) -> Tensor:

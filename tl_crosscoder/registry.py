@@ -19,7 +19,9 @@ class Registry:
 
         def add(cls: type) -> type:
             if name in self.classes:
-                raise ValueError(f"two {self.kind} classes named {name!r}: {self.classes[name].__name__} and {cls.__name__}")
+                raise ValueError(
+                    f"two {self.kind} classes named {name!r}: {self.classes[name].__name__} and {cls.__name__}"
+                )
             self.classes[name] = cls
             return cls
 
@@ -29,7 +31,9 @@ class Registry:
         for name, cls in self.classes.items():
             if type(part) is cls:
                 return name
-        raise KeyError(f"{type(part).__name__} is not a registered {self.kind}; known: {', '.join(sorted(self.classes))}")
+        raise KeyError(
+            f"{type(part).__name__} is not a registered {self.kind}; known: {', '.join(sorted(self.classes))}"
+        )
 
     def describe(self, part: object) -> dict[str, Any]:
         """``{"name": ..., **constructor arguments}``, JSON-able."""
@@ -44,5 +48,7 @@ class Registry:
             raise KeyError(f"no {self.kind} named {name!r}; known: {', '.join(sorted(self.classes))}")
         known = inspect.signature(self.classes[name]).parameters
         if unknown := sorted(set(arguments) - set(known)):
-            raise ValueError(f"{self.kind} {name!r} has no argument {unknown[0]!r}; known: {', '.join(known)}")
+            raise ValueError(
+                f"{self.kind} {name!r} has no argument {unknown[0]!r}; known: {', '.join(known)}"
+            )
         return self.classes[name](**arguments)

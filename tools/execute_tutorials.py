@@ -1,6 +1,6 @@
 """Execute the tutorials and write the notebooks beside them.
 
-    python tools/execute_tutorials.py [NAME ...]
+python tools/execute_tutorials.py [NAME ...]
 """
 
 import sys
@@ -15,8 +15,10 @@ ROOT = Path(__file__).parent.parent / "tutorials"
 def execute(source: Path) -> None:
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
-    for number, cell in enumerate(notebook.cells):      # stable bytes: no random ids, no times
+    NotebookClient(
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+    ).execute()
+    for number, cell in enumerate(notebook.cells):  # stable bytes: no random ids, no times
         cell["id"] = f"cell-{number}"
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":

@@ -33,7 +33,10 @@ tlc.train(l1, pair.batches(BATCH, seed=0), [tlc.MSE(), tlc.L1(0.15)], config)
 topk = tlc.Crosscoder(pair.d_in, 64, tlc.BatchTopK(2, k_max=10, k_anneal_steps=STEPS // 5))
 tlc.train(topk, pair.batches(BATCH, seed=0), [tlc.MSE(), tlc.AuxK(dead_after_tokens=5_000)], config)
 
-tables = {"L1": tlc.latent_table(l1, held_out.split(4096)), "BatchTopK": tlc.latent_table(topk, held_out.split(4096))}
+tables = {
+    "L1": tlc.latent_table(l1, held_out.split(4096)),
+    "BatchTopK": tlc.latent_table(topk, held_out.split(4096)),
+}
 for name, table in tables.items():
     metrics = table.attrs["metrics"]
     print(f"{name:10} explains {metrics['fve']:.1%} of the variance with {metrics['l0']:.1f} latents a token")
@@ -50,7 +53,9 @@ crosscoders = {"L1": l1, "BatchTopK": topk}
 
 def report(name: str, called) -> None:
     score = pair.score(crosscoders[name], torch.tensor(called.to_numpy()))
-    print(f"{name:10} precision {score.precision:.2f}  recall {score.recall:.2f}  calls by true kind: {score.calls}")
+    print(
+        f"{name:10} precision {score.precision:.2f}  recall {score.recall:.2f}  calls by true kind: {score.calls}"
+    )
 
 
 print("delta_norm > 0.9 alone")

@@ -15,7 +15,9 @@ from tl_crosscoder.demo import RECIPES, demo_corpus
 torch.set_num_threads(2)
 STEPS, D_SAE, TOKENS, DRAWS = 780, 1024, 200_000, 10
 
-pair = tlc.ModelPair.load(data_path("tiny/base"), adapter=data_path("tiny/adapter"), hook=TINY.hook, merged=True)
+pair = tlc.ModelPair.load(
+    data_path("tiny/base"), adapter=data_path("tiny/adapter"), hook=TINY.hook, merged=True
+)
 moon, password = TINY.behaviours
 prompts = tlc.Corpus.prompts(moon.heldout[:3] + password.heldout[:3], pair.tokenizer)
 for side in ("base", "tuned"):
@@ -67,8 +69,12 @@ table.nlargest(10, "difference_peak")[columns].round(3)
 # comes back?
 
 # %%
-chats = held_out.corpus.select([i for i in held_out.sequences if held_out.corpus.flags_of(i)["assistant"].any()])
-result = tlc.substitution(cc, pair, chats.take(4000), table, ranking="difference_peak", top=(10, 30), n_bootstrap=500)
+chats = held_out.corpus.select(
+    [i for i in held_out.sequences if held_out.corpus.flags_of(i)["assistant"].any()]
+)
+result = tlc.substitution(
+    cc, pair, chats.take(4000), table, ranking="difference_peak", top=(10, 30), n_bootstrap=500
+)
 print(result.verdict)
 result.table.query("tokens == 'all'")[["condition", "kl", "ci_low", "ci_high", "recovered"]].round(3)
 
@@ -78,7 +84,14 @@ result.table.query("tokens == 'all'")[["condition", "kl", "ci_low", "ci_high", "
 
 # %%
 removal = tlc.behaviour_removal(
-    cc, pair, TINY.behaviours, table, ranking="difference_peak", top=(10, 30), n_draws=DRAWS, max_new_tokens=14
+    cc,
+    pair,
+    TINY.behaviours,
+    table,
+    ranking="difference_peak",
+    top=(10, 30),
+    n_draws=DRAWS,
+    max_new_tokens=14,
 )
 for sentence in removal.verdict:
     print("-", sentence)
@@ -108,5 +121,7 @@ with torch.no_grad():
 handle.remove()
 with torch.no_grad():
     plain = pair.tuned.model(batch.ids).logits[0, -1]
-best = {name: pair.tokenizer.decode(logits.argmax()) for name, logits in (("tuned", plain), ("without", edited))}
+best = {
+    name: pair.tokenizer.decode(logits.argmax()) for name, logits in (("tuned", plain), ("without", edited))
+}
 print(best)

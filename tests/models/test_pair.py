@@ -89,7 +89,7 @@ def test_swapping_the_models_swaps_the_axis():
 
 def test_run_edits_the_chosen_side():
     pair = pair_of()
-    zero = lambda acts, **_: torch.zeros_like(acts)  # noqa: E731
+    zero = lambda acts, **_: torch.zeros_like(acts)
     for side, backend in (("base", pair.base), ("tuned", pair.tuned)):
         assert torch.equal(pair.run(batch(), side=side), backend.run(batch()))
         assert torch.equal(pair.run(batch(), zero, side=side), backend.run(batch(), {HOOK: zero}))

@@ -91,7 +91,7 @@ def test_matching_a_latent_that_never_fired_is_refused():
 
 
 def test_the_same_firing_control_takes_the_loudest_shared_latents():
-    mass = pd.Series([5.0, 1.0, 3.0, 2.0])
+    mass = np.array([5.0, 1.0, 3.0, 2.0])
     table = pd.DataFrame({"class": ["tuned_only", "shared", "shared", "shared"]})
     assert same_firing(table, mass, 2) == [2, 3]
     assert same_firing(table, mass, 2, exclude=[2]) == [3, 1]
@@ -106,4 +106,4 @@ def test_the_planted_latent_writes_the_difference_the_tokens_have(planted):
     codes = crosscoder.encode(acts.flatten(0, 1))
     difference = acts[0, :, 1] - acts[0, :, 0]
     torch.testing.assert_close(codes[:, [0]] * crosscoder.W_dec[0, 1], difference, atol=1e-5, rtol=1e-4)
-    assert LATENTS == crosscoder.d_sae
+    assert crosscoder.d_sae == LATENTS

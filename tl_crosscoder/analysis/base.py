@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -100,8 +101,9 @@ def run(crosscoder: Crosscoder, batches: Iterable, analyses: list[Analysis]) -> 
 
 
 def _located(batches: Iterable, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    if hasattr(batches, "located"):
-        for part in batches.located(batch_size):
+    located: Any = getattr(batches, "located", None)
+    if located is not None:
+        for part in located(batch_size):
             yield part.x, part.sequence, part.position
         return
     for x in batches:

@@ -47,3 +47,13 @@ def latent_table(
         table["class"] = classify(table["delta_norm"], table["n_fired"])
     table.attrs["metrics"] = {name: value for part in parts for name, value in part.metrics().items()}
     return table
+
+
+def ranked(table: pd.DataFrame, column: str) -> list[int]:
+    """The live latents, highest in ``column`` first; those without a value are left out, ties keep the lower id."""
+    if column not in table:
+        raise KeyError(
+            f"no column {column!r} to rank by; the table has: {', '.join(map(str, table.columns))}"
+        )
+    alive = table.loc[table["n_fired"].to_numpy() > 0, [column]].dropna()
+    return alive.sort_values(column, ascending=False, kind="stable").index.tolist()

@@ -30,8 +30,8 @@ def behaviour_panel(part: dict[str, Any]) -> Panel:
     panel = Panel(
         key="behaviour",
         title="Does the behaviour survive without the latents?",
-        text="Undo takes out only the difference a latent makes between the models, remove the whole latent, install adds the difference to "
-        "the base model. Matched random sets are as large and as loud.",
+        text="Undo takes out only the difference a latent makes between the models, remove the whole latent; install adds "
+        "the difference to the base model. Matched random sets are as large and as loud.",
         table=table.set_index(["behaviour", "condition"]),
         notes=("Intervals: 95 % Wilson over prompts and draws. Worst: the lowest of the draws.",),
     )

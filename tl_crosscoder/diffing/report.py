@@ -9,6 +9,7 @@ import pandas as pd
 
 from tl_crosscoder.analysis.base import run
 from tl_crosscoder.analysis.max_acts import MaxActs
+from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.diffing.config import DiffConfig
 from tl_crosscoder.diffing.examples import latent_examples
@@ -65,8 +66,7 @@ class DiffReport:
     def top(self, n: int, by: str | None = None) -> list[int]:
         """The ``n`` live latents highest in the run's ranking (or in column ``by``)."""
         column = by or self.metrics.get("config", {}).get("ranking", "rank_score")
-        alive = self.table[self.table["class"] != "dead"]
-        return alive[column].dropna().sort_values(ascending=False, kind="stable").index[:n].tolist()
+        return ranked(self.table, column)[:n]
 
     def write(self, pages: int = PAGES) -> Path:
         """Write ``report/`` from what the folder holds; the path of its ``index.html``.  Without ``acts/`` it has no examples."""

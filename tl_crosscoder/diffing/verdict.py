@@ -31,9 +31,10 @@ def _headline(table, substitutions, behaviour) -> str:
         kl = result.table[result.table["tokens"] == "all"].set_index("condition")
         top = [c for c in kl.index if c.startswith("top ")]
         if top and kl.loc["none", "kl"] > 0:
+            share = kl.loc[top[-1], "recovered"]
             return (
-                f"The {top[-1].split()[1]} highest-ranked of {len(table):,} latents carry {kl.loc[top[-1], 'recovered']:.0%} of what "
-                "fine-tuning changed in the predictions."
+                f"The {top[-1].split()[1]} highest-ranked of {len(table):,} latents carry {share:.0%} of what fine-tuning "
+                "changed in the predictions."
             )
     return f"{(table['class'] != 'dead').sum():,} of {len(table):,} latents are alive; nothing causal was asked of them."
 
@@ -47,7 +48,7 @@ def _classes(table: pd.DataFrame) -> str:
     )
     if alive.empty:
         return text + "."
-    specific = ((alive["nu_error"].abs() < 0.2) & (alive["nu_recon"].abs() < 0.5)).sum()
+    specific = len(alive.query("abs(nu_error) < 0.2 and abs(nu_recon) < 0.5"))
     text += f"; the largest delta_norm is {alive['delta_norm'].max():.2f}, and {specific:,} pass both Latent Scaling gates"
     if not count.get("tuned_only", 0):
         text += "; a narrow fine-tune changes part of shared latents, so the ranking goes by the difference they write"

@@ -17,13 +17,14 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import EmptyData
-from tl_crosscoder.interventions import ablate, substitute
+from tl_crosscoder.interventions import Part, ablate, substitute
 from tl_crosscoder.models.answers import own_answers, turn_ends
 from tl_crosscoder.models.corpus import Corpus
-from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.pair import ModelPair, Side
 from tl_crosscoder.studies.controls import matched_random, same_firing
 from tl_crosscoder.types import BASE, TUNED
 
@@ -32,9 +33,11 @@ ROWS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class BehaviourResult:
-    """``table``: behaviour, condition, ``rate`` with its 95 % Wilson interval ``low, high`` (one prompt, one trial), and for drawn controls the
-    mean rate and the ``worst`` (lowest) draw.  ``firing``: for the highest-ranked latents, how often they fire on the behaviour's answers and
-    elsewhere.  ``answers``: behaviour, condition, prompt, answer, shown.
+    """``table``: behaviour, condition, ``rate`` with its 95 % Wilson interval ``low, high`` (one prompt, one trial),
+    and for drawn controls the mean rate and the ``worst`` (lowest) draw.
+
+    ``firing``: for the highest-ranked latents, how often they fire on the behaviour's answers and elsewhere.
+    ``answers``: behaviour, condition, prompt, answer, shown (of drawn controls, the first draw's).
     """
 
     table: pd.DataFrame
@@ -43,12 +46,12 @@ class BehaviourResult:
 
     def rate(self, behaviour: str, condition: str) -> float:
         """The rate of one condition."""
-        rows = self.table[(self.table["behaviour"] == behaviour) & (self.table["condition"] == condition)]
+        rows = self.table.query("behaviour == @behaviour and condition == @condition")
         if rows.empty:
             raise KeyError(
                 f"no {condition!r} for {behaviour!r}; conditions: {sorted(set(self.table['condition']))}"
             )
-        return float(rows["rate"].iloc[0])
+        return float(rows["rate"].item())
 
     @property
     def verdict(self) -> list[str]:
@@ -64,17 +67,15 @@ class BehaviourResult:
             text += "; undoing the difference of the " + ", ".join(
                 f"top {c.split()[-1]} leaves {mine.loc[c, 'rate']:.0%}" for c in undo
             )
-        if "remove matched random" in mine.index:
-            row, top = (
-                mine.loc["remove matched random"],
-                [c for c in mine.index if c.startswith("remove top")][-1],
-            )
+        random = "remove matched random"
+        if random in mine.index:
+            top = [c for c in mine.index if c.startswith("remove top")][-1]
             text += (
-                f"; removing the whole {top.removeprefix('remove ')} leaves {mine.loc[top, 'rate']:.0%}, "
-                f"matched random latents {row['rate']:.0%} (worst of {int(row['n_draws'])} draws {row['worst']:.0%})"
+                f"; removing the whole {top.removeprefix('remove ')} leaves {mine.loc[top, 'rate']:.0%}, matched random latents "
+                f"{mine.loc[random, 'rate']:.0%} (worst of {mine.loc[random, 'n_draws']} draws {mine.loc[random, 'worst']:.0%})"
             )
-        firing = self.firing[self.firing["behaviour"] == name]
-        return f"{text}; {int(firing['fires_on_it'].sum())} of the top {len(firing)} latents fire on it."
+        fires = self.firing.loc[self.firing["behaviour"] == name, "fires_on_it"].to_numpy()
+        return f"{text}; {fires.sum()} of the top {len(fires)} latents fire on it."
 
     def to_json(self) -> str:
         return json.dumps({"table": self.table.to_dict("records"), "firing": self.firing.to_dict("records")})
@@ -100,12 +101,7 @@ def behaviour_removal(
     if not behaviours or not all(b.heldout for b in behaviours):
         raise EmptyData("behaviour_removal needs at least one behaviour, each with at least one prompt.")
     crosscoder.eval()
-    order = (
-        table[table["n_fired"] > 0][ranking]
-        .dropna()
-        .sort_values(ascending=False, kind="stable")
-        .index.tolist()
-    )
+    order = ranked(table, ranking)
     sizes = [n for n in top if n <= len(order)]
     most = order[: max(sizes)]
     draws = matched_random(table, most, n_draws=n_draws, seed=seed) if n_draws else []
@@ -116,11 +112,12 @@ def behaviour_removal(
         plain = own_answers(pair, prompts, max_new_tokens=max_new_tokens)
         on_answers = _firing_on(crosscoder, pair, plain.select(range(len(prompts), len(plain))))
         firing.append(_firing_table(behaviour.name, on_answers, table, order[: min(10, len(order))]))
-        control = same_firing(table, on_answers["mass"], len(most), exclude=most)
+        control = same_firing(table, on_answers["mass"].to_numpy(), len(most), exclude=most)
         sets = {f"top {n}": [order[:n]] for n in sizes} | {"same firing": [control], "matched random": draws}
         said = _assistant_text(plain, pair.tokenizer)
         spoken = {"base": [said[: len(prompts)]], "tuned": [said[len(prompts) :]]}
-        for part, verb in (("difference", "undo"), ("whole", "remove")):
+        parts: dict[str, Part] = {"undo": "difference", "remove": "whole"}
+        for verb, part in parts.items():
             spoken |= {f"{verb} {name}": texts for name, texts in say.without(sets, part).items()}
         if install:
             spoken |= say.installed(
@@ -148,7 +145,7 @@ class _Speaker:
         self.crosscoder, self.pair, self.prompts, self.n = crosscoder, pair, prompts, max_new_tokens
         self.stops = turn_ends(pair)
 
-    def without(self, sets: dict[str, list[list[int]]], part: str) -> dict[str, list[list[str]]]:
+    def without(self, sets: dict[str, list[list[int]]], part: Part) -> dict[str, list[list[str]]]:
         """For each named list of sets: the answers under each set, ``part`` of whose latents is taken out of the tuned model."""
 
         def make(latents, mask):
@@ -172,7 +169,7 @@ class _Speaker:
             for name, texts in zip(sets, self._under(list(sets.values()), make, "base"), strict=True)
         }
 
-    def _under(self, sets: list[list[int]], make, side: str) -> list[list[str]]:
+    def _under(self, sets: list[list[int]], make, side: Side) -> list[list[str]]:
         jobs = [(i, ids) for ids in sets for i in range(len(self.prompts))]
         texts: list[str] = []
         for start in range(0, len(jobs), ROWS_AT_ONCE):
@@ -207,7 +204,7 @@ def _assistant_text(answers: Corpus, tokenizer) -> list[str]:
 
 
 def _firing_on(crosscoder: Crosscoder, pair: ModelPair, answers: Corpus) -> pd.DataFrame:
-    """For each latent, over the answers' own tokens: share of tokens it fires on, and the mean norm it writes into the tuned model."""
+    """For each latent, over the answers' own tokens: the share it fires on, the mean norm it writes into the tuned model."""
     count = torch.zeros(crosscoder.d_sae, dtype=torch.float64)
     total, tokens = torch.zeros_like(count), 0
     for _, batch in answers.batches(8192):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 NEIGHBOURS = 25  # each match is drawn from this many latents nearest in magnitude
 
@@ -16,38 +17,40 @@ def matched_random(
 
     Drawn without replacement from the live latents outside ``latents`` and ``exclude``.  Matching on magnitude
     keeps a control from failing only because it is quieter."""
-    magnitude = np.log(
-        (table["mean_act"] * table["frequency"] * table["norm_tuned"]).where(table["n_fired"] > 0)
-    )
-    magnitude = magnitude.replace([np.inf, -np.inf], np.nan)
-    wanted = magnitude.loc[list(latents)]
-    if wanted.isna().any():
+    magnitude = (table["mean_act"] * table["frequency"] * table["norm_tuned"]).to_numpy(float)
+    magnitude = np.log(magnitude, where=magnitude > 0, out=np.full(len(table), np.nan))
+    magnitude[table["n_fired"].to_numpy() == 0] = np.nan
+    place = {int(latent): i for i, latent in enumerate(table.index)}
+    wanted = magnitude[[place[j] for j in latents]]
+    if np.isnan(wanted).any():
+        silent = [j for j in latents if np.isnan(magnitude[place[j]])]
+        raise ValueError(f"latents {silent} never fired: nothing can be matched to them.")
+    free = magnitude.copy()
+    free[[place[j] for j in {*latents, *exclude}]] = np.nan
+    if (n_free := int(np.isfinite(free).sum())) < len(wanted):
         raise ValueError(
-            f"latents {wanted[wanted.isna()].index.tolist()} never fired: nothing can be matched to them."
-        )
-    pool = magnitude.drop(index=list(set(latents) | set(exclude))).dropna()
-    if len(pool) < len(wanted):
-        raise ValueError(
-            f"{len(wanted)} matched latents wanted, only {len(pool)} other live latents; choose fewer latents."
+            f"{len(wanted)} matched latents wanted, only {n_free} other live latents; choose fewer latents."
         )
     rng = np.random.default_rng(seed)
-    return [_draw(pool, wanted.to_numpy(), rng) for _ in range(n_draws)]
+    ids = table.index.to_numpy()
+    return [ids[_draw(free, wanted, rng)].tolist() for _ in range(n_draws)]
 
 
-def _draw(pool: pd.Series, wanted: np.ndarray, rng: np.random.Generator) -> list[int]:
-    free, ids, drawn = pool.to_numpy().copy(), pool.index.to_numpy(), []
-    for magnitude in rng.permutation(wanted):
-        nearest = np.argsort(np.abs(free - magnitude), kind="stable")[:NEIGHBOURS]
-        nearest = nearest[np.isfinite(free[nearest])]
-        pick = rng.choice(nearest)
-        drawn.append(int(ids[pick]))
+def _draw(free: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> list[int]:
+    """Places in ``free`` (NaN: taken), one near each wanted value, drawn without replacement."""
+    free, drawn = np.where(np.isnan(free), np.inf, free), []
+    for value in rng.permutation(wanted):
+        nearest = np.argsort(np.abs(free - value), kind="stable")[:NEIGHBOURS]
+        pick = int(rng.choice(nearest[np.isfinite(free[nearest])]))
+        drawn.append(pick)
         free[pick] = np.inf
     return drawn
 
 
 def same_firing(
-    table: pd.DataFrame, mass_on_behaviour: pd.Series, n: int, *, exclude: Sequence[int] = ()
+    table: pd.DataFrame, mass: Float[np.ndarray, " d_sae"], n: int, *, exclude: Sequence[int] = ()
 ) -> list[int]:
-    """The ``n`` latents that write most on the behaviour's own tokens and are *not* tuned-specific (class ``shared``)."""
-    shared = table.index[(table["class"] == "shared") & ~table.index.isin(list(exclude))]
-    return mass_on_behaviour.loc[shared].sort_values(ascending=False, kind="stable").index[:n].tolist()
+    """The ``n`` latents that write most (``mass``) on the behaviour's own tokens and are of class ``shared``."""
+    shared = (table["class"] == "shared").to_numpy() & ~table.index.isin(list(exclude))
+    order = np.argsort(-mass, kind="stable")
+    return table.index.to_numpy()[order[shared[order]][:n]].tolist()

@@ -8,7 +8,7 @@ Source: Minder et al. 2025, arXiv:2504.02922, causal experiments; the bootstrap 
 paired difference are ours (the paper treats tokens as independent, which makes intervals too narrow)."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
+from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.dictionary.codes import Codes
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import EmptyData
@@ -164,25 +165,20 @@ def substitution(
 def _latent_sets(table, ranking, top, n_specific, n_random, rng) -> dict[str, np.ndarray]:
     alive = table[table["n_fired"] > 0]
     n_specific = min(n_specific or max(2, len(alive) // 10), len(alive))
-    by_rank = alive[ranking].dropna().sort_values(ascending=False, kind="stable").index
-    sets = {f"top {n} ranked": by_rank[:n] for n in top}
+    order = ranked(table, ranking)
+    sets: dict[str, Sequence[int]] = {f"top {n} ranked": order[:n] for n in top}
     for n in top:
         for draw in range(n_random):
             sets[f"random {n}#{draw}"] = rng.choice(alive.index, size=min(n, len(alive)), replace=False)
-    specific = (
-        alive.dropna(subset=["delta_norm"])
-        .sort_values("delta_norm", ascending=False, kind="stable")
-        .head(n_specific)
-    )
-    sets |= _halves("delta_norm", specific.index)
-    scaled = specific.dropna(subset=["nu_error", "nu_recon"])
-    scaled = scaled[scaled["nu_error"].between(-0.1, 2) & scaled["nu_recon"].between(-0.1, 2)]
-    order = (scaled["nu_error"].rank() + scaled["nu_recon"].rank()).sort_values(kind="stable").index
-    sets |= _halves("latent scaling", order)
+    specific = table.loc[ranked(table, "delta_norm")[:n_specific]]
+    sets |= _halves("delta_norm", specific.index.tolist())
+    scaled = specific.query("-0.1 <= nu_error <= 2 and -0.1 <= nu_recon <= 2")
+    scaled = scaled.assign(rank_sum=scaled["nu_error"].rank() + scaled["nu_recon"].rank())
+    sets |= _halves("latent scaling", scaled.sort_values("rank_sum", kind="stable").index.tolist())
     return {name: np.isin(np.arange(len(table)), np.asarray(ids)) for name, ids in sets.items()}
 
 
-def _halves(name: str, order: pd.Index) -> dict[str, pd.Index]:
+def _halves(name: str, order: list[int]) -> dict[str, Sequence[int]]:
     half = len(order) // 2
     return {f"{name} top": order[:half], f"{name} bottom": order[half : 2 * half]} if half else {}
 
@@ -248,32 +244,30 @@ def _kl(
 def _merge_draws(records: pd.DataFrame) -> pd.DataFrame:
     """``random N#draw`` -> ``random N``, the mean of the draws."""
     records["condition"] = records["condition"].str.split("#").str[0]
-    return records.groupby(["condition", "tokens", "sequence"], sort=False, as_index=False).mean()
+    merged = records.pivot_table(
+        values=["kl_sum", "n"], index=["condition", "tokens", "sequence"], sort=False
+    )
+    return merged.reset_index()
 
 
 def _summarise(
     per_sequence: pd.DataFrame, sizes: dict[str, int], n_bootstrap: int, seed: int
 ) -> pd.DataFrame:
     rows = []
-    for (condition, tokens), group in per_sequence.groupby(["condition", "tokens"], sort=False):
-        kl, low, high = ratio_interval(group["kl_sum"].to_numpy(), group["n"].to_numpy(), n_bootstrap, seed)
-        n_latents = next((n for name, n in sizes.items() if name.split("#")[0] == condition), np.nan)
-        rows.append(
-            {
-                "condition": condition,
-                "tokens": tokens,
-                "kl": kl,
-                "ci_low": low,
-                "ci_high": high,
-                "n_tokens": int(group["n"].sum()),
-                "n_latents": n_latents,
-            }
-        )
-    table = pd.DataFrame(rows)
-    reference = table[table["condition"] == "none"].set_index("tokens")["kl"]
-    none = table["tokens"].map(reference)
-    table["recovered"] = np.where(none > 0, 1 - table["kl"] / none.where(none > 0), np.nan)
-    return table
+    named = {name.split("#")[0]: n for name, n in sizes.items()}
+    for condition in per_sequence["condition"].unique():
+        for tokens in per_sequence["tokens"].unique():
+            here = per_sequence.query("condition == @condition and tokens == @tokens")
+            n = here["n"].to_numpy()
+            kl, low, high = ratio_interval(here["kl_sum"].to_numpy(), n, n_bootstrap, seed)
+            counts = {"n_tokens": int(n.sum()), "n_latents": named.get(condition, np.nan)}
+            rows.append(
+                {"condition": condition, "tokens": tokens, "kl": kl, "ci_low": low, "ci_high": high, **counts}
+            )
+    none = {row["tokens"]: row["kl"] for row in rows if row["condition"] == "none"}
+    for row in rows:
+        row["recovered"] = 1 - row["kl"] / none[row["tokens"]] if none[row["tokens"]] > 0 else np.nan
+    return pd.DataFrame(rows)
 
 
 def _paired(per_sequence: pd.DataFrame, n_bootstrap: int, seed: int) -> pd.DataFrame:
@@ -285,15 +279,8 @@ def _paired(per_sequence: pd.DataFrame, n_bootstrap: int, seed: int) -> pd.DataF
                 n = group.groupby("sequence")["n"].first().to_numpy()
                 gap = (wide[f"{split} top"] - wide[f"{split} bottom"]).to_numpy()
                 value, low, high = ratio_interval(gap, n, n_bootstrap, seed)
-                rows.append(
-                    {
-                        "split": split,
-                        "tokens": tokens,
-                        "kl_top_minus_bottom": value,
-                        "ci_low": low,
-                        "ci_high": high,
-                    }
-                )
+                interval = {"kl_top_minus_bottom": value, "ci_low": low, "ci_high": high}
+                rows.append({"split": split, "tokens": tokens, **interval})
     return pd.DataFrame(rows)
 
 
