@@ -122,6 +122,13 @@ def test_pooled_fve_is_not_a_mean_of_batch_ratios():
     )
 
 
+def test_activations_that_do_not_vary_have_no_fve(tmp_path):
+    data = [torch.ones(8, 2, PAIR.d_in)]
+    history = train(crosscoder(TopK(3)), data, [MSE()], config(steps=1, log_path=tmp_path / "log.jsonl"))
+    assert history.rows[0]["fve_base"] is None
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+
+
 def test_history_is_a_table_and_a_file(tmp_path):
     history = train(crosscoder(), batches(), config=config(log_path=tmp_path / "log.jsonl"))
     assert history.frame().index.tolist() == [5, 10, 12]

@@ -53,8 +53,10 @@ def train(
             history.interrupted = interrupt.is_set()
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps or history.interrupted:
                 row = {"step": step + 1, "tokens": tokens, "lr": config.lr_at(step), **window.row()}
-                row["k"] = getattr(crosscoder.sparsity, "k_now", getattr(crosscoder.sparsity, "k", None))
-                row["dead_fraction"] = firing.dead_fraction(_dead_after(losses))
+                row |= {
+                    "k": crosscoder.sparsity.k_now,
+                    "dead_fraction": firing.dead_fraction(_dead_after(losses)),
+                }
                 history.rows.append(row)
                 for log in logs:
                     log.row(row)

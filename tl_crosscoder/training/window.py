@@ -1,5 +1,6 @@
 """Sums over the steps between two rows of the log."""
 
+import math
 import time
 from typing import Any
 
@@ -30,7 +31,10 @@ class Window:
         self.moments = [a + b for a, b in zip(self.moments, new, strict=True)] if self.moments else new
 
     def row(self) -> dict[str, Any]:
-        """``fve_base = 1 - Σ_k var(e_k) / Σ_k var(x_k)`` over the window; the mean of the error is not penalised."""
+        """``fve_base = 1 - Σ_k var(e_k) / Σ_k var(x_k)`` over the window; the mean of the error is not penalised.
+
+        None where x does not vary.
+        """
         e_sum, e_square, x_sum, x_square = self.moments
         left = e_square - e_sum.square().sum(-1) / self.tokens
         total = x_square - x_sum.square().sum(-1) / self.tokens
@@ -39,7 +43,10 @@ class Window:
         return {
             "loss": sum(value.item() for value in self.losses.values()) / self.steps,
             **{name: value.item() / self.steps for name, value in self.losses.items()},
-            **{f"fve_{name}": value for name, value in zip(names, fve, strict=False)},
+            **{
+                f"fve_{name}": value if math.isfinite(value) else None
+                for name, value in zip(names, fve, strict=False)
+            },
             "l0": float(self.active) / self.tokens,
             "tokens_per_second": round(self.tokens / (time.perf_counter() - self.start), 1),
         }

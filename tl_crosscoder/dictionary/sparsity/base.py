@@ -20,6 +20,8 @@ class Sparsity(nn.Module, ABC):
 
     #: The activations are pre-activations, kept or dropped: their gradient is 1 where kept and 0 elsewhere.
     selects = True
+    #: Active latents per token asked for at this step; None where no number is asked for.
+    k_now: int | None = None
 
     def __init__(self):
         super().__init__()

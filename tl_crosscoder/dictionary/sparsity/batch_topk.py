@@ -70,7 +70,7 @@ class BatchTopK(Sparsity):
                 )
             return pre_acts.where(v > self.threshold, 0)
         flat = v.view(-1)
-        kept = self._largest(flat, self.k_now * len(v))
+        kept = self._largest(flat, (self.k_now or self.k) * len(v))
         if self.tracking and len(kept):
             self._track(flat[kept].min())
         chosen = torch.zeros(flat.shape, dtype=torch.bool, device=v.device)

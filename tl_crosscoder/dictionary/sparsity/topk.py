@@ -12,7 +12,7 @@ class TopK(Sparsity):
 
     def __init__(self, k: int):
         super().__init__()
-        self.k = k
+        self.k = self.k_now = k
 
     def check(self, d_sae: int) -> None:
         check_k(self.k, d_sae)
