@@ -341,6 +341,17 @@ def test_weights_that_are_not_safetensors_are_refused(saved):
         ModelPair.load(saved / "base", saved / "tuned", hook=HOOK)
 
 
+def test_a_pair_that_cannot_be_is_refused_before_any_weight_is_read(saved):
+    for weights in saved.rglob("model*.safetensors"):
+        weights.unlink()
+    with pytest.raises(HookNotFound, match="3 blocks"):
+        ModelPair.load(saved / "base", saved / "tuned", hook="blocks.7.hook_resid_post")
+    config = json.loads((saved / "tuned" / "config.json").read_text())
+    (saved / "tuned" / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
+    with pytest.raises(PairMismatch, match="width 16 and tuned 32"):
+        ModelPair.load(saved / "base", saved / "tuned", hook=HOOK)
+
+
 def test_load_wants_either_a_model_or_an_adapter(saved):
     with pytest.raises(
         ValueError, match="either a tuned model or an adapter, got tuned=None and adapter=None"

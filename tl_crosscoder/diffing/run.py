@@ -135,8 +135,8 @@ def learn(
 
 def _study_texts(pair, store, held_out, behaviours, config, max_new_tokens) -> dict[str, Corpus]:
     """Held-out text, chats first, and for each behaviour the tuned model's own answers to its held-out prompts."""
-    sequences = np.random.default_rng(config.seed).permutation(held_out.sequences)
-    chats = [i for i in sequences if store.corpus.flags_of(int(i))["assistant"].any()]
+    sequences = np.random.default_rng(config.seed).permutation(held_out.sequences).tolist()
+    chats = [i for i in sequences if store.corpus.flags_of(i)["assistant"].any()]
     texts = {"held-out text": store.corpus.select(chats or sequences).take(config.study_tokens)}
     for behaviour in behaviours:
         texts[behaviour.name] = tuned_answers(pair, behaviour, max_new_tokens)

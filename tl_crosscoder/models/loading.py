@@ -1,10 +1,32 @@
 """Models and tokenizers from a local folder or the Hub: safetensors only, never a model's own code."""
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a model's config says of it, known before its weights are read."""
+
+    d_in: int
+    n_layers: int
+    d_vocab: int
+    dtype: torch.dtype
+    tokenizer: Any
+
+
+def outline(name: str | Path, dtype: torch.dtype | str, revision: str | None = None) -> Outline:
+    """The outline of a model in a folder or on the Hub, to be loaded in ``dtype``, with its tokenizer."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(name), revision=revision or "main", trust_remote_code=False)
+    text = config.get_text_config()
+    tokenizer = load_tokenizer(name, revision)
+    return Outline(text.hidden_size, text.num_hidden_layers, text.vocab_size, as_dtype(dtype), tokenizer)
 
 
 def load_model(

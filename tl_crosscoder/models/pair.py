@@ -15,7 +15,7 @@ from torch import Tensor
 from tl_crosscoder.models.backends import Backend, HookBackend, as_backend
 from tl_crosscoder.models.backends.sites import parse_hook
 from tl_crosscoder.models.follower import Follower
-from tl_crosscoder.models.loading import load_adapter, load_model, load_tokenizer
+from tl_crosscoder.models.loading import load_adapter, load_model, outline
 from tl_crosscoder.models.pair_checks import refuse_one_model_twice, refuse_unlike_models
 from tl_crosscoder.models.provenance import describe_model, fingerprint
 from tl_crosscoder.models.tokens import TokenBatch
@@ -66,16 +66,19 @@ class ModelPair:
             raise ValueError(
                 f"wanted either a tuned model or an adapter, got tuned={tuned!r} and adapter={adapter!r}"
             )
-        model = load_model(base, dtype=dtype, device=device, revision=revision, attention=attention)
-        tokenizer = load_tokenizer(base, revision)
-        if tuned is None and merged:
+        first = outline(base, dtype, revision)
+        second = first if tuned is None else outline(tuned, dtype, tuned_revision)
+        parse_hook(hook, first.n_layers)
+        refuse_unlike_models(first, second)  # before gigabytes are read
+        options = {"dtype": dtype, "device": device, "attention": attention}
+        model = load_model(base, revision=revision, **options)
+        if tuned is not None:
+            other = load_model(tuned, revision=tuned_revision, **options)
+            return cls(HookBackend(model, first.tokenizer), HookBackend(other, second.tokenizer), hook=hook)
+        if merged:
             changed = load_adapter(copy.deepcopy(model), adapter or "")
-            return cls(HookBackend(model, tokenizer), merge(changed, tokenizer), hook=hook)
-        if tuned is None:
-            return cls.from_adapter(load_adapter(model, adapter or ""), hook=hook, tokenizer=tokenizer)
-        other = load_model(tuned, dtype=dtype, device=device, revision=tuned_revision, attention=attention)
-        other_tokenizer = load_tokenizer(tuned, tuned_revision)
-        return cls(HookBackend(model, tokenizer), HookBackend(other, other_tokenizer), hook=hook)
+            return cls(HookBackend(model, first.tokenizer), merge(changed, first.tokenizer), hook=hook)
+        return cls.from_adapter(load_adapter(model, adapter or ""), hook=hook, tokenizer=first.tokenizer)
 
     @classmethod
     def from_adapter(

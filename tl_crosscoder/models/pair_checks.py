@@ -4,7 +4,7 @@ from typing import Any
 
 from tl_crosscoder.errors import PairMismatch
 from tl_crosscoder.models.backends import Backend
-from tl_crosscoder.models.loading import with_template
+from tl_crosscoder.models.loading import Outline, with_template
 from tl_crosscoder.models.provenance import adapter_state, weight_ids
 
 
@@ -26,7 +26,7 @@ def refuse_one_model_twice(base: Backend, tuned: Backend) -> None:
         )
 
 
-def refuse_unlike_models(base: Backend, tuned: Backend, tokenizer: Any = None) -> Any:
+def refuse_unlike_models(base: Backend | Outline, tuned: Backend | Outline, tokenizer: Any = None) -> Any:
     """The pair's tokenizer: the one handed in, else tuned's, else base's.
 
     Raises PairMismatch for another width, depth or precision, for tokenizers that give other ids, and for
