@@ -1,7 +1,8 @@
 """Small crosscoders trained on synthetic pairs, once a test session: about two seconds each.
 
-The two models start from independent directions, so that agreement between them is learned.  On eight seeds BatchTopK then has
-precision and recall 1 for tuned-only calls; started from the same directions it misses one of six concepts on four of six seeds.
+The two models start from independent directions, so that agreement between them is learned.  BatchTopK then has
+precision and recall of at least .9 for tuned-only calls on eight seeds of eight; from the same directions on two of six, where
+the others miss one concept of six.
 L1 has recall 1 and precision .4 to .6 (four seeds).
 """
 

@@ -4,7 +4,10 @@ A part stores each constructor argument unchanged under its own name; its descri
 """
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Part = TypeVar("Part", bound=type)
 
 
 class Registry:
@@ -14,10 +17,10 @@ class Registry:
         self.kind = kind
         self.classes: dict[str, type] = {}
 
-    def register(self, name: str):
+    def register(self, name: str) -> Callable[[Part], Part]:
         """Class decorator: make the class known as ``name``."""
 
-        def add(cls: type) -> type:
+        def add(cls: Part) -> Part:
             if name in self.classes:
                 raise ValueError(
                     f"two {self.kind} classes named {name!r}: {self.classes[name].__name__} and {cls.__name__}"
