@@ -101,12 +101,12 @@ def start_bias(crosscoder: Crosscoder, x: Tensor, config: TrainConfig) -> None:
         crosscoder.b_dec.copy_(geometric_median(y))
 
 
-def _check_names(losses: list[Loss]) -> None:
+def _check_names(losses: Sequence[Loss]) -> None:
     names = [loss.name for loss in losses]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"want at least one loss and each name once, got {names}")
 
 
-def _dead_after(losses: list[Loss]) -> int:
+def _dead_after(losses: Sequence[Loss]) -> int:
     """The tokens of silence that the losses call dead."""
     return next((n for loss in losses if (n := getattr(loss, "dead_after_tokens", None))), 10_000_000)
