@@ -360,3 +360,65 @@ def test_training_in_float64_stays_in_float64():
     trained = crosscoder().double()
     train(trained, batches(), config=config())
     assert all(parameter.dtype == torch.float64 for parameter in trained.parameters())
+
+
+@pytest.fixture
+def no_grad_anywhere():
+    torch.set_grad_enabled(False)
+    yield
+    torch.set_grad_enabled(True)
+
+
+@pytest.mark.usefixtures("no_grad_anywhere")
+def test_training_works_where_gradients_are_switched_off():
+    """A notebook of TransformerLens usually starts with torch.set_grad_enabled(False)."""
+    trained, read_with_gradients = crosscoder(TopK(3)), []
+
+    class Reading:
+        def __iter__(self):
+            for x in batches():
+                read_with_gradients.append(torch.is_grad_enabled())
+                yield x
+
+    train(trained, Reading(), config=config())
+    assert not torch.is_grad_enabled()
+    assert not any(read_with_gradients)  # a model that makes the batches keeps no graph
+    torch.set_grad_enabled(True)
+    same = crosscoder(TopK(3))
+    train(same, batches(), config=config())
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in trained.state_dict().items())
+
+
+class Store:
+    """What a PairedActivations offers."""
+
+    def __iter__(self):
+        return iter(batches())
+
+    def shuffled(self, batch_size, seed):
+        return list(PAIR.batches(batch_size, seed, 3))
+
+
+def test_a_store_is_not_read_in_its_own_order():
+    with pytest.raises(TypeError, match=r"Store.*in their order.*pass store\.shuffled\(batch_size, seed\)"):
+        train(crosscoder(), Store(), config=config())
+    assert train(crosscoder(), Store().shuffled(64, 0), config=config()).rows[-1]["step"] == 12
+
+
+def test_the_remedy_for_batches_that_end_shuffles():
+    with pytest.raises(EmptyData, match=r"store\.shuffled\(batch_size, seed\)"):
+        train(crosscoder(), iter(batches(4)), config=config())
+
+
+def test_the_folder_of_the_log_is_made(tmp_path):
+    path = tmp_path / "runs" / "first" / "log.jsonl"
+    train(crosscoder(), batches(), config=config(log_path=path))
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_missing_tracker_is_named_before_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    trained, before = crosscoder(), crosscoder().state_dict()
+    with pytest.raises(ImportError, match="pip install wandb"):
+        train(trained, batches(), config=config(wandb_project="p"))
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())

@@ -22,7 +22,7 @@ class TrainConfig:
     b_dec_init: Literal["geometric_median", "zeros"] = "geometric_median"
     #: Steps between two rows of the log.
     log_every: int = 50
-    #: A JSON-lines file, one row a line (None: none).
+    #: A JSON-lines file, one row a line; its folder is made (None: no file).
     log_path: str | Path | None = None
     #: A bar on a terminal, lines elsewhere; False: silent.
     progress: bool = True

@@ -26,8 +26,17 @@ def endless(batches: Iterable[Tensor], steps: int) -> Iterator[Tensor]:
         if step == before or iter(batches) is batches:
             raise EmptyData(
                 f"the batches ended after {step} of {steps} steps and cannot be read again; "
-                f"pass an iterable that starts over (a list, PairedActivations) or steps={step}"
+                f"pass an iterable that starts over (a list, store.shuffled(batch_size, seed)) or steps={step}"
             )
+
+
+def refuse_store(batches: Iterable[Tensor]) -> None:
+    """Raise TypeError for captured activations themselves: their sequences lie sorted by length."""
+    if hasattr(batches, "shuffled"):
+        raise TypeError(
+            f"a {type(batches).__name__} gives its tokens in their order, sorted by the length of the text; "
+            "pass store.shuffled(batch_size, seed)"
+        )
 
 
 def check_finite(x: Float[Tensor, "batch model d_in"], step: int) -> None:

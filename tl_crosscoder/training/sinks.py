@@ -50,6 +50,7 @@ def describe(row: dict[str, Any]) -> str:
 
 class JsonLines:
     def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("w", encoding="utf-8", buffering=1)
 
     def row(self, row: dict[str, Any]) -> None:
@@ -90,7 +91,7 @@ class Wandb:
     """Weights & Biases.  Its own errors end the tracking, never the training; they are kept in ``history.notes``."""
 
     def __init__(self, config: TrainConfig, history: History):
-        self.wandb, self.history, self.alive = importlib.import_module("wandb"), history, True
+        self.wandb, self.history, self.alive = _wandb(config), history, True
         self._try(lambda: self.wandb.init(project=config.wandb_project, config=vars(config)))
 
     def row(self, row: dict[str, Any]) -> None:
@@ -107,3 +108,12 @@ class Wandb:
         except self.wandb.Error as error:
             self.alive = False
             self.history.notes.append(f"wandb stopped: {error}")
+
+
+def _wandb(config: TrainConfig) -> Any:
+    try:
+        return importlib.import_module("wandb")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"wandb_project={config.wandb_project!r} needs Weights & Biases ({error}): pip install wandb"
+        ) from error

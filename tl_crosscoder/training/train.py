@@ -8,7 +8,7 @@ from torch import Tensor
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.losses import MSE, AuxK, Loss, Progress
 from tl_crosscoder.training.config import TrainConfig
-from tl_crosscoder.training.data import endless, geometric_median
+from tl_crosscoder.training.data import endless, geometric_median, refuse_store
 from tl_crosscoder.training.dead import FiringRecord
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.interrupt import graceful_interrupt
@@ -25,14 +25,16 @@ def train(
     """The history of minimising the sum of ``losses`` (``[MSE(), AuxK()]``); the crosscoder is left in ``eval()``.
 
     ``batches``: raw [batch, model, d_in] tensors, read again from the start when they end.  The same crosscoder, batches and number
-    of threads give the same bytes.  Ctrl-C finishes the step and returns with ``interrupted``.
+    of threads give the same bytes.  Each batch goes to the weights' device.  Ctrl-C finishes the step and returns with
+    ``interrupted``.
 
-    Raises EmptyData where the batches end early, NonFiniteActs for NaN or Inf activations, FloatingPointError for a loss or
-    gradient that is not finite; each before the weights change.
+    Raises TypeError for a store that is not shuffled, EmptyData where the batches end early, NonFiniteActs for NaN or Inf
+    activations, FloatingPointError for a loss or gradient that is not finite; each before the weights change.
     """
     config = TrainConfig() if config is None else config
     losses = [MSE(), AuxK()] if losses is None else list(losses)
     _check_names(losses)
+    refuse_store(batches)
     history, device = History(), crosscoder.W_dec.device
     firing, window, tokens = FiringRecord(crosscoder.d_sae, device), Window(), 0
     optimizer = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
@@ -43,10 +45,11 @@ def train(
             if step == 0:
                 start_bias(crosscoder, x, config)
             crosscoder.sparsity.advance(step, config.steps)
-            out = crosscoder(x)
             progress = Progress(step, config.steps, tokens, firing.tokens_since_fired)
-            terms = {loss.name: loss(x, out, crosscoder, progress) for loss in losses}
-            descend(crosscoder, optimizer, terms, step, config)
+            with torch.enable_grad():  # notebooks switch gradients off; reading the batches stays as it was
+                out = crosscoder(x)
+                terms = {loss.name: loss(x, out, crosscoder, progress) for loss in losses}
+                descend(crosscoder, optimizer, terms, step, config)
             firing.update(out.acts)
             window.add(out, terms)
             tokens += len(x)
