@@ -288,6 +288,21 @@ def test_both_models_answer_the_prompts_and_the_answers_go_through_both(pair, co
         capture(pair, corpus, tmp_path, prompts=["Hi"], **SMALL)
 
 
+def test_no_answer_to_a_held_out_prompt_is_trained_on(pair, tmp_path):
+    # Both models answer every prompt, and half of the prompts are asked twice.
+    pair.base.script = pair.tuned.script = [[70, 71, END]]
+    prompts = [f"Question {n % 6}?" for n in range(9)]
+    nothing = Corpus.from_texts(["Some text."], pair.tokenizer)
+    store = capture(pair, nothing, tmp_path, prompts=prompts, **SMALL)
+    for seed in range(5):
+        sides = store.split(0.7, seed)
+        texts = [{tuple(store.corpus.ids_of(s).tolist()) for s in side.sequences} for side in sides]
+        assert texts[0] and texts[1] and not texts[0] & texts[1]
+        assert len(sides[0].sequences) + len(sides[1].sequences) == 1 + 2 * 9
+    with pytest.raises(EmptyData, match="the 2 sequences are 1 conversation"):
+        store.subset(store.sequences[1:2] + store.sequences[10:11]).split(0.5)
+
+
 def test_the_manifest_says_what_was_captured_and_how(pair, corpus, tmp_path):
     store = capture(pair, corpus, tmp_path, **SMALL)
     manifest = json.loads((tmp_path / "manifest.json").read_text())

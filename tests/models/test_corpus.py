@@ -195,6 +195,44 @@ def test_a_split_shares_no_sequence_and_its_seed_decides_it(corpus):
         corpus.split(1.0)
 
 
+def test_answers_to_one_prompt_are_one_conversation_and_equal_texts_are_another(tiny_tokenizer):
+    def chat(question, *answers):
+        turns = [{"role": "assistant", "content": answer} for answer in answers]
+        return [{"role": "user", "content": question}, *turns]
+
+    asked = [chat("A?", "x"), chat("B?", "x"), chat("A?", "y", "z"), chat("B?", "x"), chat("A?")]
+    texts = Corpus.from_texts(["abc", "abd", "abc"], tiny_tokenizer, windows=False)
+    corpus = Corpus.from_chats(asked, tiny_tokenizer) + texts
+    # The last chat has no answer, and so other ids than what stands before an answer: the role header.
+    assert corpus.conversations().tolist() == [0, 1, 0, 1, 2, 3, 4, 3]
+    answered = corpus.select([5, 2, 0])
+    assert answered.conversations().tolist() == [0, 1, 1]
+
+
+def test_a_sequence_that_opens_with_the_assistants_words_is_a_conversation_of_its_own():
+    corpus = Corpus(torch.arange(4), torch.tensor([0, 2, 4]), torch.full((4,), 4), ["x", "x"])
+    assert corpus.conversations().tolist() == [0, 1]
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_a_split_keeps_conversations_whole_and_neither_side_empty(prompts, fraction, seed):
+    # Each sequence is its prompt's id and, as the assistant's word, its own number.
+    ids = torch.tensor([[prompt, 100 + n] for n, prompt in enumerate(prompts)]).flatten()
+    offsets, flags = torch.arange(0, len(ids) + 1, 2), torch.tensor([0, 4] * len(prompts))
+    corpus = Corpus(ids, offsets, flags, ["x"] * len(prompts))
+    if len(set(prompts)) < 2:
+        with pytest.raises(
+            EmptyData, match=rf"the {len(prompts)} sequences are 1 conversation.*another prompt"
+        ):
+            corpus.split(fraction, seed)
+        return
+    left, right = corpus.split(fraction, seed)
+    sides = [set(part.ids[::2].tolist()) for part in (left, right)]
+    assert not sides[0] & sides[1] and len(left) + len(right) == len(prompts)
+    largest = max(map(prompts.count, prompts))
+    assert abs(len(left) - fraction * len(prompts)) <= largest
+
+
 def test_taking_tokens_takes_whole_sequences(corpus):
     first = corpus.take(70)
     assert first.lengths.tolist() == corpus.lengths.tolist()[:2]  # 32 + 32, the third would make 96

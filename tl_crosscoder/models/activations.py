@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.errors import CorruptFile, EmptyData
-from tl_crosscoder.models.corpus import Corpus, Indices
+from tl_crosscoder.models.corpus import Corpus, Indices, split_groups
 from tl_crosscoder.models.harvest import Pair
 from tl_crosscoder.models.manifest import MANIFEST, read_manifest, refuse_other_pair
 from tl_crosscoder.models.mixing import mixed_batches
@@ -151,11 +151,13 @@ class PairedActivations:
         return type(self)(self.shards, self.manifest, self.corpus, self._tokenizer, merged)
 
     def split(self, fraction: float, seed: int = 0) -> tuple["PairedActivations", "PairedActivations"]:
-        """Two views that share no sequence; the first has ``fraction`` of the sequences."""
+        """Two views that share no sequence and no conversation; the first has about ``fraction`` of the sequences.
+
+        All answers to one prompt are on one side (:meth:`Corpus.conversations`).  Raises EmptyData where there is but one.
+        """
         present = np.array(self.sequences)
-        order = np.random.default_rng(seed).permutation(len(present))
-        count = round(fraction * len(present))
-        return self.subset(present[order[:count]]), self.subset(present[order[count:]])
+        left, right = split_groups(self.corpus.conversations().numpy()[present], fraction, seed)
+        return self.subset(present[left]), self.subset(present[right])
 
     @property
     def sequences(self) -> list[int]:

@@ -264,13 +264,29 @@ class Corpus:
             self.ids[numbers], offsets, self.flags[numbers], [self.sources[i] for i in chosen.tolist()]
         )
 
+    def conversations(self) -> Int[Tensor, "seq"]:
+        """A group number for each sequence, counting up from 0: answers to one prompt are one group, however often it is asked.
+
+        Sequences with an assistant's words are told apart by the ids before the first of them, all others by all their ids.
+        What is estimated on one side of a split, or resampled, is independent of the rest only by whole groups.
+        """
+        ids, starts = self.ids.numpy(), self.offsets.tolist()
+        spoken = np.flatnonzero((self.flags & ASSISTANT).numpy())
+        first = np.append(spoken, len(ids))[np.searchsorted(spoken, starts[:-1])]
+        numbers: dict[bytes, int] = {}
+        groups = []
+        for start, stop, answer in zip(starts, starts[1:], first.tolist(), strict=False):
+            prompt = ids[start : answer if start < answer < stop else stop]
+            groups.append(numbers.setdefault(prompt.tobytes(), len(numbers)))
+        return torch.tensor(groups)
+
     def split(self, fraction: float, seed: int = 0) -> tuple["Corpus", "Corpus"]:
-        """Two corpora that share no sequence; the first holds ``fraction`` of the sequences."""
-        count = round(fraction * len(self))
-        if not 0 < count < len(self):
-            raise EmptyData(f"splitting {len(self)} sequences at {fraction} leaves one side empty.")
-        order = np.random.default_rng(seed).permutation(len(self))
-        return self.select(np.sort(order[:count])), self.select(np.sort(order[count:]))
+        """Two corpora that share no sequence and no conversation; the first holds about ``fraction`` of the sequences.
+
+        Raises EmptyData where all sequences are one conversation.
+        """
+        left, right = split_groups(self.conversations().numpy(), fraction, seed)
+        return self.select(left), self.select(right)
 
     def take(self, n_tokens: int, seed: int | None = None) -> "Corpus":
         """At least one whole sequence, with ``n_tokens`` in all at most: the first ones, or random ones."""
@@ -324,6 +340,23 @@ class Corpus:
     def __repr__(self) -> str:
         sources = ", ".join(dict.fromkeys(self.sources))
         return f"Corpus({len(self):,} sequences, {self.n_tokens:,} tokens, {sources})"
+
+
+def split_groups(groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places of both sides of a split by whole groups, the first side as near ``fraction`` of all places as a prefix can be."""
+    members, sizes = np.unique(groups, return_counts=True)
+    if not 0 < fraction < 1:
+        raise EmptyData(f"splitting at {fraction} leaves one side empty; wanted a share above 0 and below 1.")
+    if len(members) < 2:
+        raise EmptyData(
+            f"the {len(groups)} sequences are {len(members)} conversation, which one side of a split must hold "
+            "whole; add texts, or answers to another prompt."
+        )
+    order = np.random.default_rng(seed).permutation(len(members))
+    counts = sizes[order].cumsum()[:-1]  # at least one group is left for the other side
+    taken = order[: 1 + int(np.abs(counts - fraction * len(groups)).argmin())]
+    first = np.isin(groups, members[taken])
+    return np.flatnonzero(first), np.flatnonzero(~first)
 
 
 def load_text_source(
