@@ -5,6 +5,7 @@ import torch
 
 from tl_crosscoder.dictionary.codes import Codes
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import decoder_rows
 from tl_crosscoder.dictionary.losses import L1, MSE, Progress
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, TopK
@@ -228,7 +229,12 @@ def test_half_precision_activations_are_read_in_the_weights_dtype():
 
 @pytest.mark.parametrize(
     ("sizes", "reason"),
-    [((0, 4, 2), "d_in=0"), ((4, 0, 2), "d_sae=0"), ((4, 4, 0), "n_models=0")],
+    [
+        ((0, 4, 2), "d_in=0"),
+        ((4, 0, 2), "d_sae=0"),
+        ((4, 4, 0), "2 or more models, got n_models=0"),
+        ((4, 4, 1), "got n_models=1; .*sparse autoencoder"),
+    ],
 )
 def test_impossible_sizes_are_refused(sizes, reason):
     d_in, d_sae, n_models = sizes
@@ -247,3 +253,37 @@ def test_a_dead_latent_with_zero_decoders_has_norm_zero_and_never_fires():
         crosscoder.W_dec[2] = 0
     assert crosscoder.decoder_norms()[2].tolist() == [0, 0]
     assert not crosscoder(x).acts[:, 2].any()
+
+
+@pytest.mark.parametrize("method", ["forward", "encode", "encode_sparse"])
+def test_activations_on_another_device_are_refused_with_both_remedies(method):
+    crosscoder, x = random_crosscoder().eval(), draw()
+    remedy = r"x is on meta and the weights are on cpu; pass x\.to\('cpu'\) or crosscoder\.to\('meta'\)"
+    with pytest.raises(ValueError, match=remedy):
+        getattr(crosscoder, method)(x.to("meta"))
+    with pytest.raises(ValueError, match="x is on cpu and the weights are on meta"):
+        getattr(crosscoder.to("meta"), method)(x)
+
+
+def test_the_start_is_drawn_on_the_cpu_whatever_the_default_device():
+    asked = {"norm": 1.0, "same": False, "seed": 3}
+    expected = decoder_rows(4, 2, 3, **asked)
+    with torch.device("meta"):
+        rows = decoder_rows(4, 2, 3, **asked)
+    assert torch.equal(rows, expected)
+
+
+def test_the_parts_of_a_crosscoder_come_to_its_device():
+    parts = BatchTopK(3), normalizer()
+    with torch.device("meta"):
+        crosscoder = Crosscoder(D_IN, D_SAE, parts[0], normalizer=parts[1])
+    assert {tensor.device.type for tensor in crosscoder.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_default_device_gives_the_same_start_there():
+    with torch.device("cuda"):
+        there = Crosscoder(D_IN, D_SAE, BatchTopK(3), normalizer=normalizer())
+    here = Crosscoder(D_IN, D_SAE, BatchTopK(3), normalizer=normalizer())
+    assert there(draw().cuda()).recon.device.type == "cuda"
+    assert torch.equal(there.W_dec.cpu(), here.W_dec)

@@ -140,18 +140,15 @@ def test_the_unsquared_loss_has_a_finite_gradient_at_a_perfect_reconstruction():
 
 
 def test_the_joint_penalty_is_an_sae_on_the_concatenation():
-    """Two models of width 3 and one model of width 6 with the same numbers: the same losses."""
-    two, x = random_crosscoder(ReLU()), draw()
-    one = random_crosscoder(ReLU(), d_in=6, n_models=1)
-    with torch.no_grad():
-        one.W_dec.copy_(two.W_dec.reshape(7, 1, 6))
-        one.W_enc_rows.copy_(two.W_enc_rows.reshape(7, 1, 6))
-        one.b_enc.copy_(two.b_enc)
-        one.b_dec.copy_(two.b_dec.reshape(1, 6))
-    y = x.reshape(5, 1, 6)
-    for loss in (MSE(), L1(0.1, norm="joint")):
-        a, b = (loss(z, c(z), c, progress(7)).item() for z, c in ((x, two), (y, one)))
-        assert a == pytest.approx(b, rel=1e-14)
+    """Two models of width 3 and an SAE of width 6, written out, with the same numbers: the same losses."""
+    crosscoder, x = random_crosscoder(ReLU()), draw()
+    W_enc, W_dec, y = crosscoder.W_enc_rows.reshape(7, 6), crosscoder.W_dec.reshape(7, 6), x.reshape(5, 6)
+    acts = (y @ W_enc.T + crosscoder.b_enc).relu()
+    error = y - (acts @ W_dec + crosscoder.b_dec.flatten())
+    sae = {"mse": error.square().sum(1).mean(), "l1": 0.1 * (acts @ W_dec.norm(dim=1)).mean()}
+    for loss in (MSE(), L1(0.1, norm="joint", warmup_fraction=0.0)):
+        value = loss(x, crosscoder(x), crosscoder, progress(7)).item()
+        assert value == pytest.approx(sae[loss.name].item(), rel=1e-12)
 
 
 def test_what_decoupling_costs_under_each_penalty():

@@ -57,8 +57,12 @@ class Crosscoder(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        if min(d_in, d_sae, n_models) < 1:
-            raise ValueError(f"sizes start at 1, got d_in={d_in}, d_sae={d_sae}, n_models={n_models}")
+        if min(d_in, d_sae) < 1:
+            raise ValueError(f"sizes start at 1, got d_in={d_in}, d_sae={d_sae}")
+        if n_models < 2:
+            raise ValueError(
+                f"a crosscoder compares 2 or more models, got n_models={n_models}; for one model train a sparse autoencoder"
+            )
         if code_norm not in CODE_NORMS:
             raise ValueError(f"no code_norm named {code_norm!r}; known: {', '.join(CODE_NORMS)}")
         sparsity.check(d_sae)
@@ -71,14 +75,16 @@ class Crosscoder(nn.Module):
         self.code_norm, self.init_norm, self.same_init, self.seed = code_norm, init_norm, same_init, seed
         self.sparsity, self.normalizer = sparsity, normalizer
         self.units: Normalizer | None = None  # set by folded(): the units of norms, losses and scores
-        if torch.get_default_device().type == "meta":  # a shell to load weights into
+        device = torch.get_default_device()
+        if device.type == "meta":  # a shell to load weights into
             rows = torch.empty(d_sae, n_models, d_in)
         else:
-            rows = decoder_rows(d_sae, n_models, d_in, norm=init_norm, same=same_init, seed=seed)
+            rows = decoder_rows(d_sae, n_models, d_in, norm=init_norm, same=same_init, seed=seed).to(device)
         self.W_dec = nn.Parameter(rows)
         self.W_enc_rows = nn.Parameter(rows.clone())
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(n_models, d_in))
+        self.to(device)  # the sparsity and the normaliser may come from elsewhere
 
     @property
     def W_enc(self) -> Float[Tensor, "model d_in d_sae"]:
@@ -199,6 +205,11 @@ class Crosscoder(nn.Module):
             raise ShapeMismatch(
                 f"Crosscoder.{where} wants [batch, model={self.n_models}, d_in={self.d_in}], got {list(x.shape)}"
                 + ("; axes 1 and 2 look swapped." if swapped else ".")
+            )
+        if x.device != (device := self.W_dec.device):
+            raise ValueError(
+                f"Crosscoder.{where}: x is on {x.device} and the weights are on {device}; "
+                f"pass x.to('{device}') or crosscoder.to('{x.device}')"
             )
         return self.normalizer.normalise(x.to(self.W_dec.dtype))
 
