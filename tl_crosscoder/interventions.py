@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_crosscoder.analysis.base import evaluating
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import ShapeMismatch
 from tl_crosscoder.types import BASE, TUNED, Edit
@@ -101,7 +102,10 @@ def substitute(
 
 
 def compose(*edits: Edit) -> Edit:
-    """One edit that applies the given ones in order."""
+    """One edit that applies the given ones in order, each to what the one before left.
+
+    Codes are read off the activations that come, so two ablations in a row differ from one ablation of both sets.
+    """
 
     def edit(acts: Tensor, hook: object = None) -> Tensor:
         for step in edits:
@@ -175,13 +179,15 @@ def _add_codes(
         start = own if onto == "own" else other
         pair = torch.stack([own, other] if model < other_model else [other, own], dim=-2)
         where = _everywhere(acts) if mask is None else _fit(mask, acts)
-        with torch.no_grad():  # gradients pass through the activations, not through the codes
-            codes = crosscoder.encode_sparse(pair[where])
-            sequence = where.nonzero()[codes.tokens(), 0]
+        device = crosscoder.W_dec.device
+        with evaluating(crosscoder):  # gradients pass through the activations, not through the codes
+            codes = crosscoder.encode_sparse(pair[where].to(device))
+            sequence = where.nonzero().to(device)[codes.tokens(), 0]
             allowed = chosen[codes.latents] if chosen.ndim == 1 else chosen[sequence, codes.latents]
             written = codes.with_values(codes.values * allowed).decode(rows).float()
+            written = (written if bias is None else written + bias).to(acts.device)
         result = torch.where(where[..., None], start, own)
-        result[where] = result[where] + (written if bias is None else written + bias)
+        result[where] = result[where] + written
         return result.to(acts.dtype)
 
     return edit

@@ -6,6 +6,7 @@ import torch
 from tests.studies.planted import LATENTS, latents_of_interest, planted_crosscoder, planted_pair
 from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.errors import EmptyData
+from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.studies.behaviour import behaviour_removal
 from tl_crosscoder.studies.controls import matched_random, same_firing
 
@@ -23,7 +24,14 @@ def result(planted):
     pair, crosscoder = planted
     behaviour = Behaviour(name="trigger", keywords=("never said",), heldout=PROMPTS)
     return behaviour_removal(
-        crosscoder, pair, [behaviour], latents_of_interest(), top=(1,), n_draws=3, max_new_tokens=5
+        crosscoder,
+        pair,
+        [behaviour],
+        latents_of_interest(),
+        top=(1,),
+        n_draws=3,
+        max_new_tokens=5,
+        drop=Drop(sinks=None),
     )
 
 
@@ -50,7 +58,7 @@ def test_every_rate_has_its_interval_and_drawn_controls_their_worst(result):
     table = result.table.set_index("condition")
     assert (table["low"] <= table["rate"]).all() and (table["rate"] <= table["high"]).all()
     assert table.loc["undo matched random", "n_draws"] == 3
-    assert table.loc["undo matched random", "n"] == 3 * len(PROMPTS)
+    assert (table.loc[["undo top 1", "undo same firing", "remove matched random"], "n_latents"] == 1).all()
     assert result.rate("trigger", "tuned") == 0
     with pytest.raises(KeyError, match="conditions"):
         result.rate("trigger", "no such condition")

@@ -8,6 +8,7 @@ from scipy import stats
 from tests.studies.planted import latents_of_interest, planted_crosscoder, planted_pair
 from tl_crosscoder.errors import EmptyData
 from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.studies.substitution import _first_of_each_run, ratio_interval, substitution
 
@@ -24,9 +25,13 @@ def corpus(planted):
     return Corpus.from_texts(texts, planted[0].tokenizer, context=32, windows=False)
 
 
+#: the planted embedding is as large as an attention sink; here it is what we look for
+PLANTED = Drop(sinks=None)
+
+
 def study(planted, corpus, **options):
     pair, crosscoder = planted
-    settings = {"top": (1,), "n_specific": 4, "n_random": 2, "n_bootstrap": 200} | options
+    settings = {"drop": PLANTED, "top": (1,), "n_specific": 4, "n_random": 2, "n_bootstrap": 200} | options
     return substitution(crosscoder, pair, corpus, latents_of_interest(), **settings)
 
 
@@ -134,3 +139,9 @@ def test_the_interval_over_whole_sequences_covers_where_one_over_tokens_does_not
         naive += abs(values.mean() - 1) <= half
     assert stats.binomtest(covered, 60, 0.95).pvalue > 0.01
     assert naive < 0.7 * covered
+
+
+def test_attention_sinks_and_first_tokens_keep_the_tuned_activations(planted, corpus):
+    # with sinks left out, as in capture, the planted embedding is never replaced: nothing is missing
+    values = kl(study(planted, corpus, drop=Drop()))
+    assert values["none"] == pytest.approx(0, abs=1e-6)

@@ -5,6 +5,7 @@ A new analysis is a file with a subclass of :class:`Analysis` and a line in ``ta
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,21 +75,34 @@ def encoded(crosscoder: Crosscoder, batches: Iterable, batch_size: int = 2048) -
 
     ``batches``: a store (anything with ``located``), or an iterable of raw ``[batch model d_in]`` tensors.
     """
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            "the batches are one tensor, which would be read row by row; pass [x], or x.split(2048)."
+        )
+    units = crosscoder.units or crosscoder.normalizer
+    for x, sequence, position in _located(batches, batch_size):
+        if not len(x):
+            continue
+        x = x.to(crosscoder.W_dec.device, crosscoder.W_dec.dtype)
+        with evaluating(crosscoder):
+            codes = crosscoder.encode_sparse(x)
+            target, estimate = units.normalise(x), units.normalise(crosscoder.decode(codes))
+        yield EncodedBatch(codes, target, estimate, sequence, position)
+
+
+@contextmanager
+def evaluating(crosscoder: Crosscoder) -> Iterator[None]:
+    """Without gradients and in evaluation mode; the mode is put back afterwards."""
     was_training = crosscoder.training
     crosscoder.eval()
     try:
         with torch.no_grad():
-            for x, sequence, position in _located(batches, batch_size):
-                x = x.to(crosscoder.W_dec.device)
-                codes = crosscoder.encode_sparse(x)
-                units = crosscoder.units or crosscoder.normalizer
-                target = units.normalise(x.to(crosscoder.W_dec.dtype))
-                estimate = units.normalise(crosscoder.decode(codes))
-                yield EncodedBatch(codes, target, estimate, sequence, position)
+            yield
     finally:
         crosscoder.train(was_training)
 
 
+@torch.no_grad()
 def run(crosscoder: Crosscoder, batches: Iterable, analyses: list[Analysis]) -> None:
     """Show every batch to every analysis."""
     seen = 0

@@ -5,6 +5,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tl_crosscoder.analysis.base import Analysis, Columns, EncodedBatch, run
+from tl_crosscoder.analysis.decoder_norms import NO_DIRECTION
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.types import BASE, TUNED
 
@@ -60,8 +61,8 @@ class LatentScaling(Analysis):
         own = torch.einsum("smd,sd->sm", decoder[:, [BASE, TUNED]], direction)
         bias = torch.einsum("md,sd->sm", self._bias().double()[[BASE, TUNED]], direction)
         square = rearrange(self.square, "s -> s 1")
-        scale = rearrange(direction.square().sum(-1), "s -> s 1") * square
-        scale = torch.where(scale > 0, scale, torch.nan)
+        length = rearrange(direction.square().sum(-1), "s -> s 1")
+        scale = torch.where((length > NO_DIRECTION**2) & (square > 0), length * square, torch.nan)
         betas = {
             "error": (self.with_error + square * own) / scale,
             "recon": self.with_estimate / scale,

@@ -10,13 +10,16 @@ random sets sometimes kill a behaviour), and the shared latents that write most 
 with the answers themselves: a keyword alone proves little."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
 
+from tl_crosscoder.analysis.base import evaluating
 from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
@@ -24,17 +27,21 @@ from tl_crosscoder.errors import EmptyData
 from tl_crosscoder.interventions import Part, ablate, substitute
 from tl_crosscoder.models.answers import own_answers, turn_ends
 from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair, Side
 from tl_crosscoder.studies.controls import matched_random, same_firing
+from tl_crosscoder.studies.records import records
+from tl_crosscoder.studies.where import kept_tokens
 from tl_crosscoder.types import BASE, TUNED
 
 ROWS_AT_ONCE = 128
+PARTS: dict[str, Part] = {"undo": "difference", "remove": "whole"}
 
 
 @dataclass(frozen=True)
 class BehaviourResult:
-    """``table``: behaviour, condition, ``rate`` with its 95 % Wilson interval ``low, high`` (one prompt, one trial),
-    and for drawn controls the mean rate and the ``worst`` (lowest) draw.
+    """``table``: behaviour, condition, ``rate`` with ``low, high`` (95 % Wilson, one prompt one trial; of drawn controls the
+    middle 95 % of the draws), the ``worst`` (lowest) draw, ``n_draws`` and ``n_latents`` of a set.
 
     ``firing``: for the highest-ranked latents, how often they fire on the behaviour's answers and elsewhere.
     ``answers``: behaviour, condition, prompt, answer, shown (of drawn controls, the first draw's).
@@ -59,26 +66,42 @@ class BehaviourResult:
         return [self._sentence(name) for name in self.table["behaviour"].unique()]
 
     def _sentence(self, name: str) -> str:
-        mine = self.table[self.table["behaviour"] == name].set_index("condition")
-        undo = [c for c in mine.index if c.startswith("undo top")]
-        tuned, base = mine.loc["tuned", "rate"], mine.loc["base", "rate"]
-        text = f"{name}: shown on {tuned:.0%} of held-out prompts by the tuned model, {base:.0%} by the base"
+        rows = self.table[self.table["behaviour"] == name].set_index("condition")
+        mine = rows["rate"].to_dict()
+        text = f"{name}: shown on {mine['tuned']:.0%} of held-out prompts by the tuned model, {mine['base']:.0%} by the base"
+        undo = [c for c in mine if c.startswith("undo top")]
         if undo:
-            text += "; undoing the difference of the " + ", ".join(
-                f"top {c.split()[-1]} leaves {mine.loc[c, 'rate']:.0%}" for c in undo
-            )
-        random = "remove matched random"
-        if random in mine.index:
-            top = [c for c in mine.index if c.startswith("remove top")][-1]
+            left = ", ".join(f"top {c.split()[-1]} leaves {mine[c]:.0%}" for c in undo)
+            size = undo[-1].split()[-1]
+            whole = mine[f"remove top {size}"]
             text += (
-                f"; removing the whole {top.removeprefix('remove ')} leaves {mine.loc[top, 'rate']:.0%}, matched random latents "
-                f"{mine.loc[random, 'rate']:.0%} (worst of {mine.loc[random, 'n_draws']} draws {mine.loc[random, 'worst']:.0%})"
+                f"; undoing the difference of the {left}; removing the whole top {size} leaves {whole:.0%}"
             )
-        fires = self.firing.loc[self.firing["behaviour"] == name, "fires_on_it"].to_numpy()
-        return f"{text}; {fires.sum()} of the top {len(fires)} latents fire on it."
+        for control in ("matched random", "same firing"):
+            if f"undo {control}" in mine:
+                row = rows.loc[f"remove {control}"]
+                drawn = f", worst of {row['n_draws']} draws {row['worst']:.0%}" if row["n_draws"] > 1 else ""
+                text += f"; {control}: undone {mine[f'undo {control}']:.0%}, removed {row['rate']:.0%}{drawn}"
+        firing = self.firing[self.firing["behaviour"] == name]
+        fires, n = firing.loc[firing["fires_on_it"], "latent"].tolist(), len(firing)
+        which = f" ({', '.join(map(str, fires))})" if fires else ""
+        return f"{text}; {len(fires)} of the top {n} latents fire on it{which}.{self._sample(name, undo)}"
+
+    def _sample(self, name: str, undo: list[str]) -> str:
+        """One prompt with the tuned model's answer and the answer with the largest set undone."""
+        if not undo:
+            return ""
+        said = self.answers[self.answers["behaviour"] == name].set_index(["condition", "prompt"])["answer"]
+        prompt = said["tuned"].index[0]
+        return f" Asked “{prompt}” it says “{said['tuned', prompt]}”, then “{said[undo[-1], prompt]}”."
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the three tables and the verdict."""
+        tables = {name: records(getattr(self, name)) for name in ("table", "firing", "answers")}
+        return tables | {"verdict": self.verdict}
 
     def to_json(self) -> str:
-        return json.dumps({"table": self.table.to_dict("records"), "firing": self.firing.to_dict("records")})
+        return json.dumps(self.to_dict())
 
 
 def behaviour_removal(
@@ -91,105 +114,101 @@ def behaviour_removal(
     top: Sequence[int] = (3, 10, 30),
     n_draws: int = 40,
     install: bool = True,
+    drop: Drop | None = None,
     max_new_tokens: int = 16,
     seed: int = 0,
 ) -> BehaviourResult:
     """The rate of each behaviour with the highest-ranked latents taken out, beside its controls.  Greedy answers.
 
-    ``install`` also adds the latents' difference to the *base* model.  A latent "fires on" a behaviour when it
-    is active on at least 5 % of the answers' tokens and ten times as often there as in ``table``'s tokens."""
+    ``install`` also adds the latents' difference to the *base* model.  ``drop``, as in :func:`capture`: the prompts' tokens it
+    keeps out of training are not edited.  A latent "fires on" a behaviour when it is active on at least 5 % of the answers'
+    tokens and ten times as often there as in ``table``'s tokens.  Sets larger than the number of live latents are left
+    out, and controls where too few live latents are left for one.
+    """
     if not behaviours or not all(b.heldout for b in behaviours):
         raise EmptyData("behaviour_removal needs at least one behaviour, each with at least one prompt.")
-    crosscoder.eval()
     order = ranked(table, ranking)
     sizes = [n for n in top if n <= len(order)]
-    most = order[: max(sizes)]
-    draws = matched_random(table, most, n_draws=n_draws, seed=seed) if n_draws else []
+    most = order[: max(sizes, default=0)]
+    enough = len(order) >= 2 * len(most) > 0  # a control of the same size must exist
+    draws = matched_random(table, most, n_draws=n_draws, seed=seed) if enough and n_draws else []
     rows, firing, answers = [], [], []
     for behaviour in behaviours:
         prompts = Corpus.prompts(list(behaviour.heldout), pair.tokenizer)
-        say = _Speaker(crosscoder, pair, prompts, max_new_tokens)
         plain = own_answers(pair, prompts, max_new_tokens=max_new_tokens)
         on_answers = _firing_on(crosscoder, pair, plain.select(range(len(prompts), len(plain))))
-        firing.append(_firing_table(behaviour.name, on_answers, table, order[: min(10, len(order))]))
-        control = same_firing(table, on_answers["mass"].to_numpy(), len(most), exclude=most)
-        sets = {f"top {n}": [order[:n]] for n in sizes} | {"same firing": [control], "matched random": draws}
+        firing.append(_firing_table(behaviour.name, on_answers, table, order[:10]))
+        sets = {f"top {n}": [order[:n]] for n in sizes} | ({"matched random": draws} if draws else {})
+        alike = same_firing(table, on_answers["mass"].to_numpy(), len(most), exclude=most)
+        sets |= {"same firing": [alike]} if alike else {}
         said = _assistant_text(plain, pair.tokenizer)
-        spoken = {"base": [said[: len(prompts)]], "tuned": [said[len(prompts) :]]}
-        parts: dict[str, Part] = {"undo": "difference", "remove": "whole"}
-        for verb, part in parts.items():
+        spoken = {"base": _Said([said[: len(prompts)]]), "tuned": _Said([said[len(prompts) :]])}
+        say = _Speaker(crosscoder, pair, prompts, max_new_tokens, drop or Drop())
+        for verb, part in PARTS.items():
             spoken |= {f"{verb} {name}": texts for name, texts in say.without(sets, part).items()}
-        if install:
-            spoken |= say.installed(
-                {f"install top {len(most)}": most, "install all": list(range(crosscoder.d_sae))}
-            )
+        if install and most:
+            everything = list(range(crosscoder.d_sae))
+            spoken |= say.installed({f"install top {len(most)}": [most], "install all": [everything]})
         for condition, drawn in spoken.items():
-            rows.append({"behaviour": behaviour.name, "condition": condition, **_rates(behaviour, drawn)})
-            answers += [
-                {
-                    "behaviour": behaviour.name,
-                    "condition": condition,
-                    "prompt": p,
-                    "answer": a,
-                    "shown": behaviour.shown_in(a),
-                }
-                for p, a in zip(behaviour.heldout, drawn[0] if drawn else [], strict=False)
-            ]
+            about = {"behaviour": behaviour.name, "condition": condition}
+            rows.append(about | _rates(behaviour, drawn))
+            for prompt, answer in zip(behaviour.heldout, drawn.texts[0], strict=True):
+                answers.append(
+                    about | {"prompt": prompt, "answer": answer, "shown": behaviour.shown_in(answer)}
+                )
     return BehaviourResult(pd.DataFrame(rows), pd.concat(firing, ignore_index=True), pd.DataFrame(answers))
+
+
+@dataclass(frozen=True)
+class _Said:
+    """The answers to all prompts, once for each set of latents; ``n_latents`` in a set."""
+
+    texts: list[list[str]]
+    n_latents: int | None = None
 
 
 class _Speaker:
     """Greedy answers of a pair to a few prompts, under many sets of latents at once (one set a row of the batch)."""
 
-    def __init__(self, crosscoder: Crosscoder, pair: ModelPair, prompts: Corpus, max_new_tokens: int):
-        self.crosscoder, self.pair, self.prompts, self.n = crosscoder, pair, prompts, max_new_tokens
+    def __init__(
+        self, crosscoder: Crosscoder, pair: ModelPair, prompts: Corpus, max_new_tokens: int, drop: Drop
+    ):
+        self.crosscoder, self.pair, self.n = crosscoder, pair, max_new_tokens
+        self.batch = prompts.batch(range(len(prompts)), pad="left")
+        self.mask = kept_tokens(self.batch, pair.capture(self.batch), drop)
         self.stops = turn_ends(pair)
 
-    def without(self, sets: dict[str, list[list[int]]], part: Part) -> dict[str, list[list[str]]]:
-        """For each named list of sets: the answers under each set, ``part`` of whose latents is taken out of the tuned model."""
+    def without(self, sets: dict[str, list[list[int]]], part: Part) -> dict[str, _Said]:
+        """The answers under each of the named sets, ``part`` of whose latents is taken out of the tuned model."""
 
         def make(latents, mask):
             return lambda other: ablate(self.crosscoder, latents, other, part=part, mask=mask)
 
-        named = [(name, ids) for name, group in sets.items() for ids in group]
-        spoken = iter(self._under([ids for _, ids in named], make, "tuned"))
-        out: dict[str, list[list[str]]] = {name: [] for name, group in sets.items() if group}
-        for name, _ in named:
-            out[name].append(next(spoken))
-        return out
+        return self._under(sets, make, "tuned")
 
-    def installed(self, sets: dict[str, list[int]]) -> dict[str, list[list[str]]]:
+    def installed(self, sets: dict[str, list[list[int]]]) -> dict[str, _Said]:
         """The same with the latents' difference added to the base model."""
 
         def make(latents, mask):
             return lambda other: substitute(self.crosscoder, latents, other, model=BASE, mask=mask)
 
-        return {
-            name: [texts]
-            for name, texts in zip(sets, self._under(list(sets.values()), make, "base"), strict=True)
-        }
+        return self._under(sets, make, "base")
 
-    def _under(self, sets: list[list[int]], make, side: Side) -> list[list[str]]:
-        jobs = [(i, ids) for ids in sets for i in range(len(self.prompts))]
+    def _under(self, sets: dict[str, list[list[int]]], make: Callable, side: Side) -> dict[str, _Said]:
+        size = len(self.batch)
+        jobs = [(row, ids) for group in sets.values() for ids in group for row in range(size)]
         texts: list[str] = []
         for start in range(0, len(jobs), ROWS_AT_ONCE):
             part = jobs[start : start + ROWS_AT_ONCE]
-            batch = self._batch([i for i, _ in part])
+            rows = [row for row, _ in part]
             latents = torch.zeros(len(part), self.crosscoder.d_sae, dtype=torch.bool)
-            for row, (_, ids) in enumerate(part):
-                latents[row, ids] = True
-            mask = batch.attention_mask & ~batch.first
-            texts += self._text(
-                self.pair.generate(batch, self.n, make(latents, mask), side=side, stop_ids=self.stops)
-            )
-        size = len(self.prompts)
-        return [texts[i : i + size] for i in range(0, len(texts), size)]
-
-    def _batch(self, indices):
-        return self.prompts.batch(list(indices), pad="left")
-
-    def _text(self, ids: torch.Tensor) -> list[str]:
-        return [t.strip() for t in self.pair.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+            for i, (_, ids) in enumerate(part):
+                latents[i, ids] = True
+            edit = make(latents, self.mask[rows])
+            ids = self.pair.generate(self.batch.rows(rows), self.n, edit, side=side, stop_ids=self.stops)
+            texts += [t.strip() for t in self.pair.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        answers = iter(texts[i : i + size] for i in range(0, len(texts), size))
+        return {name: _Said([next(answers) for _ in group], len(group[0])) for name, group in sets.items()}
 
 
 def tuned_answers(pair: ModelPair, behaviour: Behaviour, max_new_tokens: int) -> Corpus:
@@ -208,8 +227,9 @@ def _firing_on(crosscoder: Crosscoder, pair: ModelPair, answers: Corpus) -> pd.D
     count = torch.zeros(crosscoder.d_sae, dtype=torch.float64)
     total, tokens = torch.zeros_like(count), 0
     for _, batch in answers.batches(8192):
-        with torch.no_grad():
-            codes = crosscoder.encode_sparse(pair.capture(batch)[batch.assistant].float())
+        acts = pair.capture(batch).to(crosscoder.W_dec.device)
+        with evaluating(crosscoder):
+            codes = crosscoder.encode_sparse(acts[batch.assistant.to(acts.device)].float())
         tokens += len(codes)
         count.index_add_(0, codes.latents.cpu(), torch.ones(len(codes.latents), dtype=torch.float64))
         total.index_add_(0, codes.latents.cpu(), codes.values.double().cpu())
@@ -232,16 +252,15 @@ def _firing_table(
     )
 
 
-def _rates(behaviour: Behaviour, drawn: list[list[str]]) -> dict[str, float]:
-    rates = [sum(map(behaviour.shown_in, texts)) / len(texts) for texts in drawn]
-    n = sum(map(len, drawn))
-    shown = sum(behaviour.shown_in(text) for texts in drawn for text in texts)
-    interval = stats.binomtest(shown, n).proportion_ci(method="wilson")
-    return {
-        "rate": shown / n,
-        "low": interval.low,
-        "high": interval.high,
-        "worst": min(rates),
-        "n_draws": len(drawn),
-        "n": n,
-    }
+def _rates(behaviour: Behaviour, drawn: _Said) -> dict[str, float | None]:
+    """The rate with its interval: Wilson over prompts, or where sets were drawn the middle 95 % of the draws."""
+    rates = [sum(map(behaviour.shown_in, texts)) / len(texts) for texts in drawn.texts]
+    if len(rates) == 1:
+        n = len(drawn.texts[0])
+        interval = stats.binomtest(round(rates[0] * n), n).proportion_ci(method="wilson")
+        low, high = interval.low, interval.high
+    else:
+        low, high = np.quantile(rates, [0.025, 0.975]).tolist()
+    mean = sum(rates) / len(rates)
+    about = {"worst": min(rates), "n_draws": len(rates), "n_latents": drawn.n_latents}
+    return {"rate": mean, "low": low, "high": high, **about}

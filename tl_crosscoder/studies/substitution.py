@@ -10,6 +10,7 @@ paired difference are ours (the paper treats tokens as independent, which makes 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,17 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
+from tl_crosscoder.analysis.base import evaluating
 from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.dictionary.codes import Codes
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import EmptyData
 from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokens import TokenBatch
+from tl_crosscoder.studies.records import records
+from tl_crosscoder.studies.where import kept_tokens
 from tl_crosscoder.types import BASE, TUNED
 
 FIRST = 9  # predictions of each assistant turn counted as its beginning
@@ -88,8 +93,12 @@ class SubstitutionResult:
         parts.append(f"all latents {kl.loc['all', 'recovered']:.0%}")
         return ", ".join(parts) + "."
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: both tables and the verdict."""
+        return {"table": records(self.table), "paired": records(self.paired), "verdict": self.verdict}
+
     def to_json(self) -> str:
-        return json.dumps({"table": self.table.to_dict("records"), "paired": self.paired.to_dict("records")})
+        return json.dumps(self.to_dict())
 
 
 def substitution(
@@ -103,6 +112,7 @@ def substitution(
     n_specific: int | None = None,
     n_random: int = 5,
     template_tokens: bool = True,
+    drop: Drop | None = None,
     seed: int = 0,
     max_tokens: int = 4096,
     n_bootstrap: int = 2000,
@@ -117,43 +127,44 @@ def substitution(
     ``error``                            tuned activations − every latent's change: only what the crosscoder did not capture
     ``template``                         base activations, tuned ones at the chat template's tokens
     ``top N ranked``                     base activations + the change of the N latents highest in ``ranking``
-    ``random N``                         the same for N random live latents, mean of ``n_random`` draws
+    ``random N``                         the same for N random live latents outside the top, mean of ``n_random`` draws
     ``delta_norm top/bottom``            halves of the ``n_specific`` latents with the highest ``delta_norm``
     ``latent scaling top/bottom``        halves of the same latents by rank(nu_error) + rank(nu_recon), low first
     ==================================== ==================================================================================
 
-    Positions that were not captured for training (the first token of a sequence) keep the tuned activations in
-    every condition.  Predictions are counted where the *next* token is the assistant's; in text without an
-    assistant, at every captured position. ``n_specific`` defaults to a tenth of the live latents.  Latents with
-    an undefined value of a column are left out of its split."""
+    Tokens that ``drop`` (as in :func:`capture`) keeps out of training, such as the first of a sequence and attention
+    sinks, keep the tuned activations in every condition.  Predictions are counted where the *next* token is the
+    assistant's; in text without an assistant, at every captured position.  "First 9" are the first nine predictions
+    of each assistant turn, the one made at the template's last token included (the paper leaves that one out).
+    ``n_specific`` defaults to a tenth of the live latents.  Latents with an undefined value of a column are left
+    out of its split.
+    """
     if not len(corpus):
         raise EmptyData("substitution needs at least one sequence of text.")
     rng = np.random.default_rng(seed)
     sets = _latent_sets(table, ranking, top, n_specific, n_random, rng)
-    if not template_tokens:
-        sets.pop("template", None)
     rows = crosscoder.raw_rows().detach()
     conditions = _fixed_conditions(template_tokens) | {
         name: _with_change_of(torch.as_tensor(mask)) for name, mask in sets.items()
     }
-    records = []
-    for indices, captured in _captured(crosscoder, pair, corpus, rows, max_tokens):
+    rows_of_sequences = []
+    for indices, captured in _captured(crosscoder, pair, corpus, rows, drop or Drop(), max_tokens):
         counted = {"all": _predictions(captured)}
         begin = _first_of_each_run(counted["all"], FIRST)
         counted |= {f"first {FIRST}": begin, "rest": counted["all"] & ~begin}
-        clean = _log_probs(pair.run(captured.batch), counted["all"])
+        clean = _log_probs(pair.run(captured.batch).to(rows.device), counted["all"])
         for name, condition in conditions.items():
             acts = condition(captured)
-            logits = pair.run(captured.batch, lambda h, hook=None, acts=acts: acts.to(h.dtype))  # noqa: ARG005
+            logits = pair.run(captured.batch, lambda h, hook=None, acts=acts: acts.to(h)).to(rows.device)  # noqa: ARG005
             kl = torch.zeros(acts.shape[:-1], dtype=torch.float64, device=acts.device)
             kl[counted["all"]] = _kl(clean, _log_probs(logits, counted["all"]))
             for tokens, where in counted.items():
                 sums, counts = (kl * where).sum(-1).tolist(), where.sum(-1).tolist()
-                records += [
+                rows_of_sequences += [
                     {"condition": name, "tokens": tokens, "sequence": int(i), "kl_sum": s, "n": n}
                     for i, s, n in zip(indices, sums, counts, strict=True)
                 ]
-    per_sequence = _merge_draws(pd.DataFrame(records))
+    per_sequence = _merge_draws(pd.DataFrame(rows_of_sequences))
     sizes = {name: int(mask.sum()) for name, mask in sets.items()}
     return SubstitutionResult(
         _summarise(per_sequence, sizes, n_bootstrap, seed),
@@ -167,9 +178,10 @@ def _latent_sets(table, ranking, top, n_specific, n_random, rng) -> dict[str, np
     n_specific = min(n_specific or max(2, len(alive) // 10), len(alive))
     order = ranked(table, ranking)
     sets: dict[str, Sequence[int]] = {f"top {n} ranked": order[:n] for n in top}
+    others = sorted(set(alive.index) - set(order[: max(top, default=0)]))
     for n in top:
         for draw in range(n_random):
-            sets[f"random {n}#{draw}"] = rng.choice(alive.index, size=min(n, len(alive)), replace=False)
+            sets[f"random {n}#{draw}"] = rng.choice(others, size=min(n, len(others)), replace=False).tolist()
     specific = table.loc[ranked(table, "delta_norm")[:n_specific]]
     sets |= _halves("delta_norm", specific.index.tolist())
     scaled = specific.query("-0.1 <= nu_error <= 2 and -0.1 <= nu_recon <= 2")
@@ -200,13 +212,15 @@ def _with_change_of(latents: Tensor) -> Condition:
     return lambda c: c.put(c.at(BASE) + c.written(latents.to(c.acts.device)))
 
 
-def _captured(crosscoder, pair, corpus, rows, max_tokens) -> Iterator[tuple[list[int], Captured]]:
+def _captured(
+    crosscoder: Crosscoder, pair: ModelPair, corpus: Corpus, rows: Tensor, drop: Drop, max_tokens: int
+) -> Iterator[tuple[list[int], Captured]]:
     for indices, batch in corpus.batches(max_tokens):
-        acts = pair.capture(batch)
-        where = batch.attention_mask & ~batch.first
-        with torch.no_grad():
-            codes = crosscoder.eval().encode_sparse(acts[where].float())
-        yield list(indices), Captured(batch, acts, where, codes, rows)
+        acts = pair.capture(batch).to(rows.device)
+        where = kept_tokens(batch, acts, drop)
+        with evaluating(crosscoder):
+            codes = crosscoder.encode_sparse(acts[where].float())
+        yield indices.tolist(), Captured(batch.to(rows.device), acts, where, codes, rows)
 
 
 def _predictions(captured: Captured) -> Bool[Tensor, "seq pos"]:
@@ -241,12 +255,10 @@ def _kl(
     return (clean.exp() * (clean - patched)).sum(-1).double()
 
 
-def _merge_draws(records: pd.DataFrame) -> pd.DataFrame:
+def _merge_draws(drawn: pd.DataFrame) -> pd.DataFrame:
     """``random N#draw`` -> ``random N``, the mean of the draws."""
-    records["condition"] = records["condition"].str.split("#").str[0]
-    merged = records.pivot_table(
-        values=["kl_sum", "n"], index=["condition", "tokens", "sequence"], sort=False
-    )
+    drawn["condition"] = drawn["condition"].str.split("#").str[0]
+    merged = drawn.pivot_table(values=["kl_sum", "n"], index=["condition", "tokens", "sequence"], sort=False)
     return merged.reset_index()
 
 
