@@ -50,29 +50,29 @@ class Normalizer(nn.Module):
     ) -> "Normalizer":
         """The normaliser that brings the statistic of ‖x - mean‖ to ``target`` (√d_in), for each model or on average over models.
 
-        ``batches`` is an iterable of raw [batch, model, d_in] tensors or has ``.batches(size)``.  It is read twice, in float64
-        sums; an iterator that can be read only once is held in memory, so give it ``max_tokens``.  ``rms`` is √mean‖x - mean‖².
+        ``batches`` is an iterable of raw [batch, model, d_in] tensors on any device, or has ``.batches(size)``; the buffers are on
+        the CPU until ``.to()`` moves them.  It is read twice, in float64 sums; only ``median_norm`` keeps a number for each token.
+        ``max_tokens``: this many of a store's tokens, drawn with a fixed seed; of anything else the first, and those of an
+        iterator, which can be read only once, are held in memory.  ``rms`` is √mean‖x - mean‖².
+
+        Raises ValueError for what may never end (an iterator, a SyntheticPair) without ``max_tokens``.
         """
         if statistic not in STATISTICS:
             raise ValueError(f"no statistic named {statistic!r}; known: {', '.join(STATISTICS)}")
         if scale not in ("common", "per_model", None):
             raise ValueError(f"scale is 'common', 'per_model' or None, got {scale!r}")
-        if hasattr(batches, "batches"):
-            held: Iterable[Tensor] = _Batches(batches)
-        else:
-            held = list(_first(batches, max_tokens)) if iter(batches) is batches else batches
-        total, n = torch.zeros(()), 0
+        held = _held(batches, max_tokens)
+        total, n = torch.zeros((), device="cpu"), 0
         for x in _first(held, max_tokens):
             _check_finite(x, n)
-            total = total + x.double().sum(0).cpu()
+            total = total + x.cpu().double().sum(0)
             n += len(x)
         if not n:
             raise EmptyData("Normalizer.fit wants at least one token; the batches are empty")
         mean = total / n if center else torch.zeros_like(total)
         if scale is None:
-            return cls(mean.float(), torch.ones(len(mean)))
-        norms = torch.cat([_norms(x, mean) for x in _first(held, max_tokens)])
-        sizes = _size(norms, statistic)
+            return cls(mean.float(), mean.new_ones(len(mean)).float())
+        sizes = _size((_norms(x, mean) for x in _first(held, max_tokens)), statistic)
         if not (sizes > 0).all():
             raise ValueError(
                 f"the activations have {statistic} {sizes.tolist()} per model; a scale needs values above 0"
@@ -94,14 +94,27 @@ class Normalizer(nn.Module):
         return rows / self.scale[:, None]
 
 
-class _Batches:
-    """Anything with ``.batches(size)`` as an iterable."""
+class _Store:
+    """Anything with ``.batches(size)``; ``mixed``: the same random order at every reading."""
 
-    def __init__(self, store: Any, size: int = 4096):
-        self.store, self.size = store, size
+    def __init__(self, store: Any, *, mixed: bool, size: int = 4096):
+        self.store, self.mixed, self.size = store, mixed, size
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.store.batches(self.size))
+        return iter(self.store.shuffled(self.size, seed=0) if self.mixed else self.store.batches(self.size))
+
+
+def _held(batches: Any, max_tokens: int | None) -> Iterable[Tensor]:
+    """The batches as something that can be read twice and ends."""
+    store = hasattr(batches, "batches")
+    once = not store and iter(batches) is batches
+    if max_tokens is None and (once or (store and not hasattr(batches, "__len__"))):
+        raise ValueError(
+            f"Normalizer.fit got a {type(batches).__name__}, which may never end; pass max_tokens=100_000 or a list of batches"
+        )
+    if store:
+        return _Store(batches, mixed=max_tokens is not None and hasattr(batches, "shuffled"))
+    return list(_first(batches, max_tokens)) if once else batches
 
 
 def _first(batches: Iterable[Tensor], max_tokens: int | None) -> Iterator[Tensor]:
@@ -119,13 +132,18 @@ def _first(batches: Iterable[Tensor], max_tokens: int | None) -> Iterator[Tensor
 def _norms(
     x: Float[Tensor, "batch model d_in"], mean: Float[Tensor, "model d_in"]
 ) -> Float[Tensor, "batch model"]:
-    return (x.double() - mean.to(x.device)).norm(dim=-1).cpu()
+    return (x.cpu().double() - mean).norm(dim=-1)
 
 
-def _size(norms: Float[Tensor, "batch model"], statistic: str) -> Float[Tensor, "model"]:
+def _size(norms: Iterator[Tensor], statistic: str) -> Float[Tensor, "model"]:
     if statistic == "median_norm":
-        return norms.quantile(0.5, dim=0) if len(norms) < 2**24 else norms.median(0).values
-    return norms.mean(0) if statistic == "mean_norm" else norms.square().mean(0).sqrt()
+        every = torch.cat(list(norms))
+        return every.quantile(0.5, dim=0) if len(every) < 2**24 else every.median(0).values
+    power, total, n = 1 if statistic == "mean_norm" else 2, torch.zeros((), device="cpu"), 0
+    for part in norms:
+        total = total + part.pow(power).sum(0)
+        n += len(part)
+    return (total / n) ** (1 / power)
 
 
 def _check_finite(x: Float[Tensor, "batch model d_in"], seen: int) -> None:
