@@ -3,7 +3,7 @@ import torch
 from synthetic_runs import small_pair
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
-from tl_crosscoder.dictionary.sparsity import TopK
+from tl_crosscoder.dictionary.sparsity import BatchTopK, TopK
 from tl_crosscoder.dictionary.synthetic import SyntheticPair
 
 
@@ -109,3 +109,34 @@ def test_a_silent_latent_is_dead_and_no_call_has_no_precision():
     score = pair.score(crosscoder, torch.zeros(len(pair.kinds), dtype=torch.bool))
     assert score.precision != score.precision
     assert score.recall == 0
+
+
+def test_labels_are_read_in_eval_mode_and_the_mode_comes_back():
+    pair = small_pair()
+    crosscoder = Crosscoder(pair.d_in, len(pair.kinds), BatchTopK(4))
+    crosscoder.load_state_dict(
+        {**perfect_crosscoder(pair).state_dict(), "sparsity.threshold": torch.tensor(1.0)}
+    )
+    labels = pair.label(crosscoder)
+    assert crosscoder.training
+    assert crosscoder.sparsity.training
+    assert crosscoder.sparsity.threshold == 1  # not tracked on the labelled tokens
+    assert labels.equals(pair.label(crosscoder.eval()))
+    assert not crosscoder.training
+
+
+def test_the_default_device_does_not_matter():
+    """Directions and activations are on the CPU."""
+    expected = small_pair().sample(10)
+    with torch.device("meta"):
+        batch = small_pair().sample(10)
+    assert torch.equal(batch.x, expected.x)
+    assert torch.equal(batch.presence, expected.presence)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_crosscoder_on_a_gpu_is_labelled_where_it_is():
+    pair = small_pair()
+    crosscoder = perfect_crosscoder(pair)
+    here = pair.label(crosscoder)["concept"].tolist()
+    assert pair.label(crosscoder.cuda())["concept"].tolist() == here

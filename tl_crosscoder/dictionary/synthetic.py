@@ -87,14 +87,14 @@ class SyntheticPair:
     def directions(self) -> Float[Tensor, "concept d_in"]:
         """Unit directions, the same in both models."""
         return torch.nn.functional.normalize(
-            torch.randn(len(self.kinds), self.d_in, generator=self._generator(0)), dim=1
+            torch.randn(len(self.kinds), self.d_in, generator=self._generator(0), device="cpu"), dim=1
         )
 
     @cached_property
     def gains(self) -> Float[Tensor, "concept model"]:
         """Strength in base and tuned; 1, 1 for decoupled concepts, whose strength depends on the context."""
-        gains = torch.ones(len(self.kinds), 2)
-        weak = torch.empty(len(self.kinds)).uniform_(0.25, 0.40, generator=self._generator(1))
+        gains = torch.ones(len(self.kinds), 2, device="cpu")
+        weak = torch.empty(len(self.kinds), device="cpu").uniform_(0.25, 0.40, generator=self._generator(1))
         for c, kind in enumerate(self.kinds):
             gains[c, BASE] = {"weak": weak[c].item(), "tuned": 0.0}.get(kind, 1.0)
             gains[c, TUNED] = 0.0 if kind == "base" else 1.0
@@ -102,19 +102,19 @@ class SyntheticPair:
 
     def sample(self, n: int, seed: int = 0) -> SyntheticBatch:
         """``n`` tokens; the same seed gives the same tokens."""
-        return self._draw(n, torch.Generator().manual_seed(seed))
+        return self._draw(n, torch.Generator("cpu").manual_seed(seed))
 
     def batches(
         self, batch_size: int, seed: int = 0, n: int | None = None
     ) -> Iterator[Float[Tensor, "batch model d_in"]]:
         """``n`` batches of fresh activations (None: without end)."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         while n is None or n > 0:
             yield self._draw(batch_size, generator).x
             n = None if n is None else n - 1
 
     def label(self, crosscoder: Crosscoder, n: int = 20_000, seed: int = 1) -> "pd.DataFrame":
-        """What each learned latent is about, known from the planted truth; one row a latent.
+        """What each learned latent is about in eval mode, known from the planted truth; one row a latent.
 
         ``concept`` and ``kind``: of the concept whose strength correlates best with the latent (``correlation``).
         ``base_presence``: Σ f·c_base / Σ f·c_tuned, how much of the concept is there in base where the latent fires.
@@ -123,8 +123,7 @@ class SyntheticPair:
         import pandas as pd
 
         batch = self.sample(n, seed)
-        with torch.no_grad():
-            f = crosscoder.encode(batch.x).double()
+        f = _codes(crosscoder, batch.x).double()
         presence = batch.presence.double()
         correlation, concept = _correlations(f, presence.amax(1)).max(1)
         held = torch.einsum("nj,nmj->mj", f, presence[:, :, concept])
@@ -143,7 +142,7 @@ class SyntheticPair:
 
     def score(self, crosscoder: Crosscoder, called: Bool[Tensor, "d_sae"]) -> Score:
         """Mark the latents that were ``called`` tuned-only."""
-        labels = self.label(crosscoder)[called.numpy()]
+        labels = self.label(crosscoder)[called.cpu().numpy()]
         right = labels[labels["base_presence"] < TRUE_BASE_PRESENCE]
         planted = {c for c, kind in enumerate(self.kinds) if kind == "tuned"}
         return Score(
@@ -157,17 +156,17 @@ class SyntheticPair:
         if self.mode == "disjoint":
             presence[:, TUNED] = self._presence(n, generator)[:, BASE]
         x = presence @ self.directions
-        x += self.noise * torch.randn(x.shape, generator=generator)
+        x += self.noise * torch.randn(x.shape, generator=generator, device="cpu")
         if self.mode == "identity":
             presence[:, TUNED], x[:, TUNED] = presence[:, BASE], x[:, BASE]
         return SyntheticBatch(x, presence)
 
     def _presence(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch model concept"]:
         n_plain = len(self.kinds) - self.n_decoupled
-        u = torch.rand(n, len(self.kinds), generator=generator)
-        low = torch.full((len(self.kinds),), 0.5)
+        u = torch.rand(n, len(self.kinds), generator=generator, device="cpu")
+        low = torch.full((len(self.kinds),), 0.5, device="cpu")
         low[n_plain:] = 0.5 if self.wide else 0.9
-        magnitude = low + 2 * (1 - low) * torch.rand(n, len(self.kinds), generator=generator)
+        magnitude = low + 2 * (1 - low) * torch.rand(u.shape, generator=generator, device="cpu")
         plain = (u < self.p)[:, None] * self.gains.T
         both = u[:, n_plain:] < self.p
         tuned = ~both & (u[:, n_plain:] < self.p + 0.01)
@@ -177,7 +176,17 @@ class SyntheticPair:
         return plain * magnitude[:, None]
 
     def _generator(self, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed(1_000_003 * (self.seed + 1) + stream)
+        return torch.Generator("cpu").manual_seed(1_000_003 * (self.seed + 1) + stream)
+
+
+@torch.no_grad()
+def _codes(crosscoder: Crosscoder, x: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "batch d_sae"]:
+    """Codes in eval mode, on the CPU; the mode is put back."""
+    training = crosscoder.training
+    try:
+        return crosscoder.eval().encode(x.to(crosscoder.W_dec.device)).cpu()
+    finally:
+        crosscoder.train(training)
 
 
 def _correlations(
