@@ -74,6 +74,15 @@ def non_positive_scale(raw):
     return joined(header, data[:start] + struct.pack("<f", -1.0) + data[start + 4 :])
 
 
+def last_in_bfloat16(raw):
+    header, data = split(raw)
+    header.pop("__metadata__", None)
+    last = max(header.values(), key=lambda entry: entry["data_offsets"][1])
+    start, stop = last["data_offsets"]
+    last.update(dtype="BF16", data_offsets=[start, (start + stop) // 2])
+    return joined(header, data[: (start + stop) // 2])
+
+
 def always(content):
     return lambda _: content
 
@@ -100,14 +109,14 @@ WEIGHTS = {
         edit_header(lambda h: {k: v for k, v in h.items() if k != "b_enc"}),
         "missing \\['b_enc'\\]",
     ),
-    "an entry that is no tensor": (edit_header(lambda h: h.update(b_enc=7)), "not a tensor's"),
+    "an entry that is no tensor": (edit_header(lambda h: h.update(b_enc=7)), "describes no tensor"),
     "another shape": (edit_entry("W_dec", shape=[4, 3, 2]), "wants the shape \\[4, 2, 3\\]"),
-    "a negative shape": (edit_entry("b_enc", shape=[-4]), "wants the shape"),
+    "a negative shape": (edit_entry("b_enc", shape=[-4]), "describes no tensor"),
     "integers": (edit_entry("b_enc", dtype="I32"), "dtype"),
-    "an unknown dtype": (edit_entry("b_enc", dtype=["F32"]), "dtype"),
-    "mixed dtypes": (edit_entry("b_enc", dtype="BF16"), "differ in dtype"),
-    "offsets that are words": (edit_entry("b_enc", data_offsets=["0", "16"]), "two offsets"),
-    "negative offsets": (edit_entry("b_enc", data_offsets=[-16, 0]), "not the 16 bytes"),
+    "an unknown dtype": (edit_entry("b_enc", dtype=["F32"]), "describes no tensor"),
+    "mixed dtypes": (last_in_bfloat16, "differ in dtype"),
+    "offsets that are words": (edit_entry("b_enc", data_offsets=["0", "16"]), "describes no tensor"),
+    "negative offsets": (edit_entry("b_enc", data_offsets=[-16, 0]), "describes no tensor"),
     "huge offsets": (edit_entry("b_enc", data_offsets=[10**30, 10**30 + 16]), "overlap or leave a gap"),
     "overlapping tensors": (edit_entry("b_enc", data_offsets=[0, 16]), "overlap or leave a gap"),
     "NaN weights": (with_value(float("nan")), "holds NaN or Inf"),

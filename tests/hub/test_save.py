@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +104,37 @@ def test_a_save_that_fails_leaves_the_old_one_whole(tmp_path, monkeypatch):
         save(crosscoder(seed=1), tmp_path / "c")
     assert torch.equal(load(tmp_path / "c").W_dec, first.W_dec)
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk gone"), KeyboardInterrupt()])
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_save_stopped_at_a_rename_leaves_one_whole(tmp_path, monkeypatch, error, failing, done):
+    """Ctrl-C comes before a rename, or after it and before anything else."""
+    first, second = crosscoder(seed=0), crosscoder(seed=1)
+    save(first, tmp_path / "c")
+    rename, calls = Path.rename, []
+
+    def stopped(path, target):
+        calls.append(path)
+        stops = len(calls) - 1 == failing
+        if done or not stops:
+            rename(path, target)
+        if stops:
+            raise error
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(type(error)):
+        save(second, tmp_path / "c")
+    kept = second if failing == 1 and done else first
+    assert torch.equal(load(tmp_path / "c").W_dec, kept.W_dec)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_saved_folder_can_be_read_by_whom_the_umask_lets(tmp_path):
+    (tmp_path / "plain").mkdir()
+    saved = save(crosscoder(), tmp_path / "c")
+    assert saved.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):

@@ -163,7 +163,7 @@ def test_verify_false_reads_altered_numbers_but_no_altered_structure(folder, sha
 def test_missing_empty_and_exchanged_shards_are_refused(folder, shard):
     whole = shard.read_bytes()
     shard.write_bytes(b"")
-    with pytest.raises(CorruptFile, match="has 0 bytes"):
+    with pytest.raises(CorruptFile, match="a file of 0"):
         PairedActivations.open(folder)
     shard.write_bytes((folder / "shard-00000.safetensors").read_bytes())
     with pytest.raises(CorruptFile, match="shard-00001"):
@@ -178,19 +178,20 @@ def test_missing_empty_and_exchanged_shards_are_refused(folder, shard):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda header: header + " " * 2**20, "announces a header of"),
-        (lambda header: '{"acts":{},' + header[1:], "a key stands twice"),
-        (lambda header: header.replace('"acts"', '"../acts"'), "holds the tensors"),
-        (lambda header: header.replace('"sequence"', '"sequence2"'), "holds the tensors"),
+        (lambda header: header + " " * 2**20, "largest allowed"),
+        (lambda header: '{"acts":{},' + header[1:], "a key appears twice"),
+        (lambda header: header.replace('"acts"', '"../acts"'), "unexpected"),
+        (lambda header: header.replace('"sequence"', '"sequence2"'), "unexpected"),
         (lambda header: header.replace('"F32"', '"F64"'), "describes no tensor"),
         (lambda header: header.replace('"shape":[', '"shape":[-1,'), "describes no tensor"),
         (lambda header: header.replace('"shape":[', '"shape":[true,'), "describes no tensor"),
         (lambda header: header.replace('"shape":[', '"shape":["x",1000000000000,'), "describes no tensor"),
         (lambda header: header.replace("[0,", "[4,"), "describes no tensor"),
-        (lambda header: header.replace('"F32"', "NaN"), "NaN is no number"),
+        (lambda header: header.replace('"F32"', "NaN"), "NaN is not a number"),
+        (lambda header: header.replace('"F32"', "1e999"), "1e999 is not a number"),
         (lambda header: header.rstrip()[:-1], "unreadable JSON"),
-        (lambda _: "[" * 5000, "unreadable JSON"),
-        (lambda _: "[]", "wanted an object"),
+        (lambda _: "[" * 5000, "nested too deeply"),
+        (lambda _: "[]", "want a JSON object"),
     ],
 )
 def test_a_hostile_header_is_refused_before_safetensors_sees_it(folder, shard, change, reason):

@@ -12,13 +12,14 @@
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from tl_crosscoder.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -54,32 +55,22 @@ class RunFolder:
 
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON (NaN and Inf become null), written whole or not at all."""
-    _replace(
-        path,
-        lambda temporary: temporary.write_text(json.dumps(_strict(value), indent=1) + "\n", encoding="utf-8"),
-    )
+    text = json.dumps(strict(value), indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Parquet, written whole or not at all; ``table.attrs`` travel with it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, table.to_parquet)
+    write_atomically(path, table.to_parquet)
 
 
-def _replace(path: Path, write) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """The value with NaN and Inf as None, tensors' and numpy's numbers as Python's: valid JSON everywhere."""
     if isinstance(value, dict):
-        return {str(k): _strict(v) for k, v in value.items()}
+        return {str(k): strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
+        return [strict(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

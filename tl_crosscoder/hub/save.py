@@ -1,8 +1,6 @@
 """A finished crosscoder as a folder: ``config.json`` and ``model.safetensors``.  Nothing here reads or writes pickle."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ from torch import Tensor
 from tl_crosscoder import __version__
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import CorruptFile
-from tl_crosscoder.hub.guard import check_header, check_tensors, read_json
+from tl_crosscoder.files import read_json, replaced_folder
+from tl_crosscoder.hub.guard import check_header, check_tensors
 
 FORMAT_VERSION = 1
 AXES = {
@@ -52,18 +51,9 @@ def save(crosscoder: Crosscoder, directory: str | Path, *, extra: dict[str, Any]
         "extra": extra or {},
     }
     text = json.dumps(config, indent=2, allow_nan=False)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
+    with replaced_folder(directory) as new:
         (new / CONFIG).write_text(text + "\n", encoding="utf-8")
         save_file(_tensors(crosscoder), new / WEIGHTS)
-        for path in (new / CONFIG, new / WEIGHTS, new):
-            _fsync(path)
-        if directory.exists():
-            directory.rename(old)
-        new.rename(directory)
-        _fsync(directory.parent)
     return directory
 
 
@@ -141,11 +131,3 @@ def _check_sizes(config: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {size!r}, want a whole number in 1..{largest}")
     if not isinstance(config.get("sparsity"), dict):
         raise ValueError(f"sparsity is {config.get('sparsity')!r}, want a description")
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

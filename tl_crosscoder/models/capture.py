@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from tl_crosscoder.files import sha256, write_json
 from tl_crosscoder.models.activations import PairedActivations, stored_corpus
 from tl_crosscoder.models.answers import own_answers
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
-from tl_crosscoder.models.files import sha256, write_json
 from tl_crosscoder.models.harvest import DType, Harvest, OnNonFinite, Pair
 from tl_crosscoder.models.manifest import (
     FORMAT_VERSION,

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from tl_crosscoder.errors import CorruptFile, EmptyData
+from tl_crosscoder.files import read_header, write_atomically
 from tl_crosscoder.models.chats import (
     ASSISTANT,
     PREAMBLE,
@@ -23,7 +24,6 @@ from tl_crosscoder.models.chats import (
     tokenise_chats,
     with_bos,
 )
-from tl_crosscoder.models.files import read_header, write_atomically
 from tl_crosscoder.models.text_files import Rows, read_dataset, read_file
 from tl_crosscoder.models.tokenizer import special_ids
 from tl_crosscoder.models.tokens import Side, TokenBatch

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from tl_crosscoder.errors import CorruptFile, PairMismatch
-from tl_crosscoder.models.files import read_json
+from tl_crosscoder.files import read_json
 from tl_crosscoder.models.harvest import DTYPES, Pair
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+JSON_LIMIT = 1 << 24  # an entry of 300 bytes a shard: 50,000 shards
 SHARD_FILE = re.compile(r"shard-\d{5}\.safetensors")
 
 #: Entries of a pair's description that may differ while the activations stay the same up to rounding.
@@ -48,7 +49,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} has no {MANIFEST}; wanted a folder written by capture(pair, corpus, path)."
         )
-    manifest = read_json(path)
+    manifest = read_json(path, JSON_LIMIT)
     if manifest.get("format") != "tl_crosscoder activations":
         raise CorruptFile(
             f"{path} is not the manifest of activations; its format is {manifest.get('format')!r}."

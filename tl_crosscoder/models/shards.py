@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.errors import CorruptFile
-from tl_crosscoder.models.files import StoredTensor, read_header, sha256, write_atomically
+from tl_crosscoder.files import StoredTensor, read_header, sha256, write_atomically
 from tl_crosscoder.models.harvest import Harvested
 
 TENSORS = ("acts", "sequence", "position")
