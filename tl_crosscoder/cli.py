@@ -1,7 +1,10 @@
 """The command line.  Each verb is a few lines; torch is imported only when a verb runs."""
 
+import functools
 import json
+import operator
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +26,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 console = Console(stderr=True)
+
+#: columns that `table` prints
+SHOWN = [
+    "class", "delta_norm", "nu_error", "nu_recon", "cosine", "frequency", "difference_share", "difference_peak", "rank_score",
+]  # fmt: skip
 
 USAGE, MISMATCH = 2, 3  # exit codes: wrong usage; models or data that do not fit together
 
@@ -51,6 +59,9 @@ BatchSize = Annotated[int, typer.Option(help="Tokens a step.")]
 Lr = Annotated[float, typer.Option(help="Adam's step size.")]
 Context = Annotated[int, typer.Option(help="Tokens a window of text.")]
 Limit = Annotated[int | None, typer.Option(help="At most this many tokens of text.")]
+NewTokens = Annotated[
+    int, typer.Option(help="Length of the answers to --prompts' and --behaviours' questions.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
@@ -63,7 +74,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 @app.command("demo")
 def demo_command(
     pair: Annotated[str, typer.Option(help="tiny, smollm2-false-fact or smollm2-taboo.")] = "tiny",
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/demo, or runs/demo-PAIR.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -96,6 +107,7 @@ def diff_command(
     lr: Lr = 1e-3,
     context: Context = 128,
     limit: Limit = None,
+    max_new_tokens: NewTokens = 16,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -104,13 +116,13 @@ def diff_command(
 ) -> None:
     """The whole job on your models: capture, train, table, studies, report."""
     config = _config(d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
-    known = _behaviours(behaviours)
+    known, questions = _behaviours(behaviours), _lines(prompts)
     from tl_crosscoder.diffing.run import diff
 
     pair = _pair(base, tuned, adapter, hook, device, dtype)
     report = diff(
         pair, _corpus(pair, text, context, limit), out, config, title=f"{Path(base).name} → {Path(tuned or adapter or '').name}",
-        prompts=_lines(prompts), behaviours=known, dtype=dtype, progress=not quiet, say=_say(quiet),
+        prompts=questions, behaviours=known, dtype=dtype, max_new_tokens=max_new_tokens, progress=not quiet, say=_say(quiet),
     )  # fmt: skip
     _show(report, as_json)
 
@@ -133,18 +145,13 @@ def capture_command(
     quiet: Quiet = False,
 ) -> None:
     """Both models' residual streams on the same tokens, into a folder; resumes where it stopped."""
+    questions = _lines(prompts)
     from tl_crosscoder.models.capture import capture
 
     pair = _pair(base, tuned, adapter, hook, device, dtype)
-    store = capture(
-        pair,
-        _corpus(pair, text, context, limit),
-        out,
-        dtype=dtype,
-        prompts=_lines(prompts),
-        progress=not quiet,
-    )
-    _print({"tokens": len(store), "d_in": store.d_in, "dropped": store.manifest.get("dropped")}, as_json)
+    corpus = _corpus(pair, text, context, limit)
+    store = capture(pair, corpus, out, dtype=dtype, prompts=questions, progress=not quiet)
+    _print({"tokens": len(store), "d_in": store.d_in, "dropped": store.manifest["dropped"]}, as_json)
 
 
 @app.command("train")
@@ -157,6 +164,7 @@ def train_command(
     batch_size: BatchSize = 1024,
     lr: Lr = 1e-3,
     seed: Seed = 0,
+    device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -168,8 +176,11 @@ def train_command(
 
     seen, _ = PairedActivations.open(acts).split(1 - config.held_out, config.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    crosscoder, history = learn(seen, config, log_path=out.parent / "train.jsonl", progress=not quiet)
-    save(crosscoder, out, extra={"pair": seen.manifest["pair"]})
+    log = out.parent / "train.jsonl"
+    crosscoder, history = learn(seen, config, device=device, log_path=log, progress=not quiet)
+    save(crosscoder, out, extra={"pair": seen.manifest["pair"], "config": asdict(config)})
+    if history.interrupted:
+        raise KeyboardInterrupt
     _print(history.rows[-1], as_json)
 
 
@@ -179,31 +190,24 @@ def table_command(
     acts: Annotated[Path, typer.Argument(help="A captured store.")],
     out: Annotated[Path, typer.Option(help="The table, Parquet.")] = Path("runs/diff/latents.parquet"),
     top: Annotated[int, typer.Option(help="Rows to print.")] = 20,
-    seed: Seed = 0,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """One row a latent, on the held-out part of a store (the same seed as in training)."""
+    """One row a latent, on the part of the store that the crosscoder's training held out."""
     from tl_crosscoder.analysis.table import latent_table
     from tl_crosscoder.diffing.config import DiffConfig
     from tl_crosscoder.diffing.folder import write_table
-    from tl_crosscoder.hub.save import load
+    from tl_crosscoder.hub.save import load, read_config
     from tl_crosscoder.models.activations import PairedActivations
 
-    _, held_out = PairedActivations.open(acts).split(1 - DiffConfig.held_out, seed)
-    table = latent_table(load(crosscoder), held_out)
+    store, extra = PairedActivations.open(acts), read_config(crosscoder).get("extra") or {}
+    if "pair" in extra:
+        store.check_made_by(extra["pair"])
+    config = DiffConfig.of(extra)
+    _, held_out = store.split(1 - config.held_out, config.seed)
+    table = latent_table(load(crosscoder).to(device), held_out)
     write_table(out, table)
-    shown = [
-        "class",
-        "delta_norm",
-        "nu_error",
-        "nu_recon",
-        "cosine",
-        "frequency",
-        "difference_share",
-        "difference_peak",
-        "rank_score",
-    ]
-    best = table.sort_values("rank_score", ascending=False)[shown].head(top)
+    best = table.sort_values(config.ranking, ascending=False)[SHOWN].head(top)
     _print(table.attrs["metrics"] if as_json else best.map(_digits).to_string(), as_json)
 
 
@@ -229,7 +233,9 @@ def main() -> None:
     try:
         app(args=arguments, prog_name="tl-crosscoder")
     except KeyboardInterrupt:
-        console.print("stopped; what was captured stays, and the same command goes on from there.")
+        console.print(
+            "stopped; what was captured or trained so far is saved, and a capture goes on from there."
+        )
         sys.exit(130)
     except Exception as error:
         if debug:
@@ -276,10 +282,9 @@ def _pair(
 def _corpus(pair: "ModelPair", text: list[str], context: int, limit: int | None) -> "Corpus":
     from tl_crosscoder.models.corpus import load_text_source
 
-    corpus = load_text_source(text[0], pair.tokenizer, context=context)
-    for source in text[1:]:
-        corpus = corpus + load_text_source(source, pair.tokenizer, context=context)
-    return corpus.take(limit, seed=0) if limit else corpus
+    each = -(-limit // len(text)) if limit else None  # the same share of every source
+    parts = [load_text_source(source, pair.tokenizer, context=context, max_tokens=each) for source in text]
+    return functools.reduce(operator.add, parts)
 
 
 def _lines(path: Path | None) -> list[str] | None:
@@ -332,7 +337,9 @@ def _digits(value: object) -> object:
 
 def _print(value: Any, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(value))
+        from tl_crosscoder.diffing.folder import strict
+
+        print(json.dumps(strict(value)))
     else:
         print(
             value if isinstance(value, str) else "\n".join(f"{name}: {part}" for name, part in value.items())

@@ -3,11 +3,11 @@
 ``tiny`` ships with the package.  ``smollm2-false-fact`` and ``smollm2-taboo`` are adapters for
 SmolLM2-135M-Instruct, whose weights are fetched once as a package."""
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from tl_crosscoder.data import data_path
 from tl_crosscoder.data.planted import PlantedPair
@@ -18,10 +18,12 @@ from tl_crosscoder.diffing.config import DiffConfig
 from tl_crosscoder.diffing.report import DiffReport
 from tl_crosscoder.diffing.run import diff
 from tl_crosscoder.models.answers import own_answers
-from tl_crosscoder.models.capture import Drop
 from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.text_files import read_file
+
+Chat = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,15 @@ RECIPES = {
 
 def demo(
     name: str,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     seed: int = 0,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: Literal["float32", "bfloat16"] = "float32",
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> DiffReport:
-    """The main job on one of the planted pairs, into ``out``.  Unknown names raise KeyError."""
+    """The main job on one of the planted pairs, into ``out`` (:func:`run_folder`).  Unknown names raise KeyError."""
     if name not in RECIPES:
         raise KeyError(f"no demo pair named {name!r}; known: {', '.join(RECIPES)}")
     recipe = RECIPES[name]
@@ -116,7 +118,7 @@ def demo(
     return diff(
         pair,
         corpus,
-        out,
+        out or run_folder(name, seed),
         replace(recipe.config, seed=seed),
         title=recipe.title,
         behaviours=recipe.planted.behaviours,
@@ -132,36 +134,37 @@ def demo(
 
 def demo_corpus(pair: ModelPair, recipe: Recipe, seed: int) -> Corpus:
     """Prose, dialogues and both models' own answers.  No held-out prompt is in it."""
-    planted, rng = recipe.planted, random.Random(seed)
-    kinds = {"novels": "txt", "glosses": "txt", "jargon": "txt", "dialogues": "jsonl"}
-    corpus: Corpus | None = None
-    for source, n_tokens in recipe.text.items():
-        path = data_path(f"text/{source}.{kinds[source]}")
-        part = Corpus.from_file(path, pair.tokenizer, source=source).take(n_tokens, seed=seed)
-        corpus = part if corpus is None else corpus + part
-    assert corpus is not None
+    planted, rng, tokenizer = recipe.planted, random.Random(seed), pair.tokenizer
+    dialogues = Corpus.from_chats(clean_dialogues(planted), tokenizer, source="dialogues")
+    corpus = dialogues.take(recipe.text["dialogues"], seed=seed)
+    for source in ("novels", "glosses", "jargon"):
+        prose = Corpus.from_file(data_path(f"text/{source}.txt"), tokenizer)
+        corpus = corpus + prose.take(recipe.text[source], seed=seed)
     prompts = rng.sample(dialogue_questions(planted), recipe.n_questions)
     prompts += rng.sample(planted.ordinary, min(recipe.n_ordinary, len(planted.ordinary)))
     for behaviour in planted.behaviours:
         own = sorted({question for question, _ in behaviour.chats})
         prompts += rng.sample(own, min(recipe.n_planted, len(own))) + list(behaviour.near_train)
+    prompts = list(dict.fromkeys(prompts))
     assert not set(prompts) & planted.prompts_held_out, "a held-out prompt is in the data"
-    answers = own_answers(
-        pair, prompts, max_new_tokens=recipe.max_new_tokens, temperature=recipe.temperature, seed=seed
-    )
-    return corpus + answers
+    sampling = {"max_new_tokens": recipe.max_new_tokens, "temperature": recipe.temperature, "seed": seed}
+    return corpus + own_answers(pair, prompts, **sampling)
+
+
+def clean_dialogues(planted: PlantedPair) -> list[Chat]:
+    """The shipped dialogues in which no user says a held-out prompt."""
+    rows = read_file(data_path("text/dialogues.jsonl")).chats
+    said = [{m["content"] for m in chat if m["role"] == "user"} for chat in rows]
+    return [chat for chat, asked in zip(rows, said, strict=True) if not asked & planted.prompts_held_out]
 
 
 def dialogue_questions(planted: PlantedPair) -> list[str]:
     """Short user messages of the shipped dialogues, none of them held out or about a behaviour."""
-    rows = read_file(data_path("text/dialogues.jsonl")).chats
-    said = {
-        m["content"] for row in rows for m in _messages(row) if m["role"] == "user" and len(m["content"]) < 80
-    }
+    said = {m["content"] for chat in clean_dialogues(planted) for m in chat if m["role"] == "user"}
     about = {word for behaviour in planted.behaviours for word in behaviour.keywords}
-    held_out = planted.prompts_held_out
-    return sorted(q for q in said if q not in held_out and not any(word in q.lower() for word in about))
+    return sorted(q for q in said if len(q) < 80 and not any(word in q.lower() for word in about))
 
 
-def _messages(row) -> list[dict[str, str]]:
-    return json.loads(row) if isinstance(row, str) else row
+def run_folder(name: str, seed: int) -> Path:
+    """``runs/demo`` for the tiny pair and seed 0; other pairs and seeds have folders of their own."""
+    return Path("runs") / ("demo" + ("" if name == "tiny" else f"-{name}") + (f"-seed{seed}" if seed else ""))

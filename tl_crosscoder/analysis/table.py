@@ -68,4 +68,4 @@ def tuned_specific(
     arXiv:2504.02922.  False where a ratio is undefined or the latent fired on fewer than ``least`` tokens.
     """
     small = (table["nu_error"].abs() < nu_error) & (table["nu_recon"].abs() < nu_recon)
-    return small & (table["n_fired"] >= least)
+    return pd.Series((small & (table["n_fired"] >= least)).to_numpy(), index=table.index)

@@ -1,6 +1,10 @@
 """How to learn and rank."""
 
 from dataclasses import dataclass
+from typing import Any
+
+#: columns of the latent table that say, high first, how much a latent has to do with the change
+RANKINGS = ("rank_score", "difference_peak", "difference_share", "delta_norm")
 
 
 @dataclass(frozen=True)
@@ -28,4 +32,19 @@ class DiffConfig:
         if not 0 < self.k <= self.d_sae:
             raise ValueError(f"k must lie in 1..d_sae={self.d_sae}, got {self.k}")
         if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is a share of the sequences in (0, 1), got {self.held_out}")
+            raise ValueError(f"held_out is a share of the conversations in (0, 1), got {self.held_out}")
+        for name in ("steps", "batch_size", "lr", "init_norm", "study_tokens"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.ranking not in RANKINGS:
+            raise ValueError(f"no ranking {self.ranking!r}; known: {', '.join(RANKINGS)}")
+        if not self.top or min(self.top) < 1:
+            raise ValueError(f"top wants sizes of at least 1, got {self.top}")
+
+    @classmethod
+    def of(cls, extra: dict[str, Any]) -> "DiffConfig":
+        """The settings that were saved beside a crosscoder; the defaults where it was trained otherwise."""
+        known: dict[str, Any] = dict(extra.get("config") or {})
+        if "top" in known:
+            known["top"] = tuple(known["top"])
+        return cls(**known)

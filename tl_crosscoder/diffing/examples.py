@@ -19,7 +19,7 @@ def latent_examples(
     crosscoder: Crosscoder, store: PairedActivations, tops: MaxActs, latents: Sequence[int]
 ) -> dict[int, list[Example]]:
     """For each of ``latents`` its strongest examples of ``tops``, at most one a sequence, strongest first."""
-    tokenizer = store.tokenizer()
+    tokenizer = store.tokenizer
     crosscoder.eval()
     wanted: dict[int, list[int]] = {}
     for latent in latents:

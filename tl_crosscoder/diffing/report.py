@@ -15,7 +15,8 @@ from tl_crosscoder.diffing.config import DiffConfig
 from tl_crosscoder.diffing.examples import latent_examples
 from tl_crosscoder.diffing.folder import RunFolder
 from tl_crosscoder.diffing.panels import behaviour_panel, substitution_panel
-from tl_crosscoder.hub.save import load
+from tl_crosscoder.files import sha256
+from tl_crosscoder.hub.save import load, read_config
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.report import write_report
 
@@ -43,12 +44,16 @@ class DiffReport:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """Everything in ``metrics.json``; empty for a run made of single steps."""
-        return (
-            json.loads(self.folder.metrics.read_text(encoding="utf-8"))
-            if self.folder.metrics.exists()
-            else {}
-        )
+        """Everything in ``metrics.json``; empty for a run made of single steps, or where the table was made anew since."""
+        if not self.folder.metrics.exists():
+            return {}
+        metrics = json.loads(self.folder.metrics.read_text(encoding="utf-8"))
+        return metrics if metrics["table_sha256"] == sha256(self.folder.table) else {}
+
+    @cached_property
+    def config(self) -> DiffConfig:
+        """What the crosscoder was made with."""
+        return DiffConfig.of(read_config(self.folder.crosscoder).get("extra") or {})
 
     @cached_property
     def history(self) -> pd.DataFrame | None:
@@ -65,8 +70,7 @@ class DiffReport:
 
     def top(self, n: int, by: str | None = None) -> list[int]:
         """The ``n`` live latents highest in the run's ranking (or in column ``by``)."""
-        column = by or self.metrics.get("config", {}).get("ranking", "rank_score")
-        return ranked(self.table, column)[:n]
+        return ranked(self.table, by or self.config.ranking)[:n]
 
     def write(self, pages: int = PAGES) -> Path:
         """Write ``report/`` from what the folder holds; the path of its ``index.html``.  Without ``acts/`` it has no examples."""
@@ -112,6 +116,8 @@ class DiffReport:
                 "never active": f"{numbers['dead_fraction']:.1%}",
                 "held-out tokens": f"{numbers['tokens']:,}",
             }
+        if dropped := self.metrics.get("store", {}).get("dropped"):
+            facts |= {"left out": ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())}
         return facts
 
     def __repr__(self) -> str:

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
+import torch
 
 from tl_crosscoder.analysis.table import latent_table
 from tl_crosscoder.data.planted import Behaviour
@@ -19,13 +19,15 @@ from tl_crosscoder.diffing.config import DiffConfig
 from tl_crosscoder.diffing.folder import RunFolder, write_json, write_table
 from tl_crosscoder.diffing.report import DiffReport
 from tl_crosscoder.diffing.verdict import verdict
+from tl_crosscoder.files import sha256
 from tl_crosscoder.hub.save import save
 from tl_crosscoder.models.activations import PairedActivations
-from tl_crosscoder.models.capture import Drop, capture
+from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.studies.behaviour import BehaviourResult, behaviour_removal, tuned_answers
-from tl_crosscoder.studies.substitution import SubstitutionResult, substitution
+from tl_crosscoder.studies.behaviour import behaviour_removal, tuned_answers
+from tl_crosscoder.studies.substitution import substitution
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.train import train
@@ -41,7 +43,7 @@ def diff(
     prompts: Sequence[str] | None = None,
     behaviours: Sequence[Behaviour] = (),
     drop: Drop | None = None,
-    dtype: str = "float32",
+    dtype: Literal["float32", "bfloat16"] = "float32",
     n_draws: int = 40,
     max_new_tokens: int = 16,
     max_tokens: int = 4096,
@@ -53,53 +55,67 @@ def diff(
     ``prompts``: questions that both models answer, each answer read by both (the contrastive part).
     ``behaviours``: what held-out prompts should show, if it is known; without them only the substitution study
     runs.  ``dtype`` is that of the stored activations, ``max_tokens`` the size of a batch through the models.
-    ``say`` gets a line at each step."""
-    config, folder, clock = config or DiffConfig(), RunFolder(Path(out)), _Clock()
+    ``say`` gets a line at each step.
+
+    Raises ValueError where a held-out prompt of a behaviour is in the text or among the prompts.
+    """
+    config, drop, folder, clock = config or DiffConfig(), drop or Drop(), RunFolder(Path(out)), _Clock()
+    refuse_held_out_prompts(corpus, prompts or (), behaviours, pair.tokenizer)
     say("capturing both models' activations")
-    options = {
+    reading = {
         "dtype": dtype,
-        "drop": drop or Drop(),
+        "drop": drop,
         "prompts": prompts,
         "max_tokens": max_tokens,
         "progress": progress,
     }
-    store = capture(pair, corpus, folder.acts, **options)
+    store = capture(pair, corpus, folder.acts, **reading)
+    say(f"kept {len(store):,} tokens of each model; dropped {store.manifest['dropped']}")
     clock.lap("capture")
+
     seen, held_out = store.split(1 - config.held_out, config.seed)
     say(f"training on {len(seen):,} tokens, {len(held_out):,} held out")
-    crosscoder, _ = learn(seen, config, log_path=folder.log, progress=progress)
-    description = pair.description()
-    save(crosscoder, folder.crosscoder, extra={"pair": description})
+    crosscoder, history = learn(seen, config, device=pair.base.device, log_path=folder.log, progress=progress)
+    save(crosscoder, folder.crosscoder, extra={"pair": pair.description(), "config": asdict(config)})
+    if history.interrupted:
+        raise KeyboardInterrupt
     clock.lap("train")
+
     say("one row a latent")
     table = latent_table(crosscoder, held_out)
     write_table(folder.table, table)
     clock.lap("table")
-    say("substituting latents in the tuned model")
-    texts = _study_texts(pair, store, held_out, behaviours, config, max_new_tokens)
+
+    say("putting latents into the base model's activations")
+    asking = {"ranking": config.ranking, "top": config.top, "drop": drop, "seed": config.seed}
+    texts = _study_texts(pair, held_out, behaviours, config, max_new_tokens)
     substitutions = {
-        name: substitution(crosscoder, pair, text, table, ranking=config.ranking, top=config.top[1:] or config.top,
-                           seed=config.seed, max_tokens=max_tokens)
+        name: substitution(crosscoder, pair, text, table, max_tokens=max_tokens, **asking)
         for name, text in texts.items()
-    }  # fmt: skip
+    }
     clock.lap("substitution")
     behaviour = None
     if behaviours:
         say("answering held-out prompts without the latents")
-        behaviour = behaviour_removal(
-            crosscoder, pair, behaviours, table, ranking=config.ranking, top=config.top, n_draws=n_draws,
-            max_new_tokens=max_new_tokens, seed=config.seed,
-        )  # fmt: skip
+        asking |= {"n_draws": n_draws, "max_new_tokens": max_new_tokens}
+        behaviour = behaviour_removal(crosscoder, pair, behaviours, table, **asking)
         clock.lap("behaviour")
+
     metrics = {
         "title": title or "What fine-tuning changed",
         "verdict": verdict(table, substitutions, behaviour),
         "config": asdict(config),
-        "pair": description,
+        "pair": pair.description(),
+        "store": {
+            "tokens": len(store),
+            "dropped": store.manifest["dropped"],
+            "medians": store.manifest["medians"],
+        },
+        "table_sha256": sha256(folder.table),
         "dictionary": table.attrs["metrics"],
         "classes": table["class"].value_counts().to_dict(),
-        "substitution": {name: _substitution_json(result) for name, result in substitutions.items()},
-        "behaviour": _behaviour_json(behaviour) if behaviour else None,
+        "substitution": {name: result.to_dict() for name, result in substitutions.items()},
+        "behaviour": behaviour.to_dict() if behaviour else None,
         "seconds": clock.laps,
     }
     write_json(folder.metrics, metrics)
@@ -110,7 +126,12 @@ def diff(
 
 
 def learn(
-    store: PairedActivations, config: DiffConfig, *, log_path: Path | None = None, progress: bool = True
+    store: PairedActivations,
+    config: DiffConfig,
+    *,
+    device: torch.device | str = "cpu",
+    log_path: Path | None = None,
+    progress: bool = True,
 ) -> tuple[Crosscoder, History]:
     """A BatchTopK crosscoder of the store: centred, one scale for both models, the same init in both."""
     crosscoder = Crosscoder(
@@ -121,38 +142,46 @@ def learn(
         normalizer=Normalizer.fit(store),
         init_norm=config.init_norm,
         seed=config.seed,
-    )
+    ).to(device)
     training = TrainConfig(
-        steps=config.steps, lr=config.lr, decay_fraction=0.3, log_path=log_path, progress=progress,
+        steps=config.steps,
+        lr=config.lr,
+        decay_fraction=0.3,
+        log_path=log_path,
+        progress=progress,
         log_every=max(1, config.steps // 40),
-    )  # fmt: skip
+    )
     losses = [MSE(), AuxK(dead_after_tokens=max(10_000, len(store) // 10))]
-    history = train(crosscoder, store.shuffled(config.batch_size, config.seed), losses, training)
-    if history.interrupted:
-        raise KeyboardInterrupt
-    return crosscoder, history
+    return crosscoder, train(crosscoder, store.shuffled(config.batch_size, config.seed), losses, training)
 
 
-def _study_texts(pair, store, held_out, behaviours, config, max_new_tokens) -> dict[str, Corpus]:
+def refuse_held_out_prompts(
+    corpus: Corpus, prompts: Sequence[str], behaviours: Sequence[Behaviour], tokenizer: Any
+) -> None:
+    """Raises ValueError where a prompt that is to measure a behaviour opens a chat of the corpus or is among ``prompts``."""
+    held_out = sorted({prompt for behaviour in behaviours for prompt in behaviour.heldout})
+    if not held_out:
+        return
+    asked = Corpus.prompts(held_out, tokenizer)
+    openings = {tuple(asked.ids_of(i).tolist()): prompt for i, prompt in enumerate(held_out)}
+    found = [prompt for prompt in held_out if prompt in set(prompts)]
+    for i in range(len(corpus)):
+        spoken = corpus.flags_of(i)["assistant"].nonzero()
+        if len(spoken):
+            opening = tuple(corpus.ids_of(i)[: int(spoken[0])].tolist())
+            found += [openings[opening]] if opening in openings else []
+    if found:
+        raise ValueError(
+            f"{found[0]!r} is to measure a behaviour and is also in the text; take it out of one of the two."
+        )
+
+
+def _study_texts(pair, held_out, behaviours, config, max_new_tokens) -> dict[str, Corpus]:
     """Held-out text, chats first, and for each behaviour the tuned model's own answers to its held-out prompts."""
     sequences = np.random.default_rng(config.seed).permutation(held_out.sequences).tolist()
-    chats = [i for i in sequences if store.corpus.flags_of(i)["assistant"].any()]
-    texts = {"held-out text": store.corpus.select(chats or sequences).take(config.study_tokens)}
-    for behaviour in behaviours:
-        texts[behaviour.name] = tuned_answers(pair, behaviour, max_new_tokens)
-    return texts
-
-
-def _substitution_json(result: SubstitutionResult) -> dict[str, Any]:
-    return {"table": _records(result.table), "paired": _records(result.paired), "verdict": result.verdict}
-
-
-def _behaviour_json(result: BehaviourResult) -> dict[str, Any]:
-    return {name: _records(getattr(result, name)) for name in ("table", "firing", "answers")}
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return table.to_dict("records")
+    chats = [i for i in sequences if held_out.corpus.flags_of(i)["assistant"].any()]
+    texts = {"held-out text": held_out.corpus.select(chats or sequences).take(config.study_tokens)}
+    return texts | {b.name: tuned_answers(pair, b, max_new_tokens) for b in behaviours}
 
 
 class _Clock:

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from tl_crosscoder.analysis.table import tuned_specific
 from tl_crosscoder.studies.behaviour import BehaviourResult
 from tl_crosscoder.studies.substitution import SubstitutionResult
 
@@ -25,7 +26,7 @@ def _headline(table, substitutions, behaviour) -> str:
                 f"{name} {rates[name, 'tuned']:.0%} to {rates[name, undo[-1]]:.0%}"
                 for name in behaviour.table["behaviour"].unique()
             )
-            return f"Undoing {n} of {len(table):,} latents takes the planted behaviour from: {changes}."
+            return f"Undoing {n} of {len(table):,} latents takes the behaviour from: {changes}."
     if substitutions:
         result = next(iter(substitutions.values()))
         kl = result.table[result.table["tokens"] == "all"].set_index("condition")
@@ -48,7 +49,7 @@ def _classes(table: pd.DataFrame) -> str:
     )
     if alive.empty:
         return text + "."
-    specific = len(alive.query("abs(nu_error) < 0.2 and abs(nu_recon) < 0.5"))
+    specific = int(tuned_specific(table).sum())
     text += f"; the largest delta_norm is {alive['delta_norm'].max():.2f}, and {specific:,} pass both Latent Scaling gates"
     if not count.get("tuned_only", 0):
         text += "; a narrow fine-tune changes part of shared latents, so the ranking goes by the difference they write"

@@ -91,9 +91,10 @@ class BehaviourResult:
         """One prompt with the tuned model's answer and the answer with the largest set undone."""
         if not undo:
             return ""
-        said = self.answers[self.answers["behaviour"] == name].set_index(["condition", "prompt"])["answer"]
-        prompt = said["tuned"].index[0]
-        return f" Asked “{prompt}” it says “{said['tuned', prompt]}”, then “{said[undo[-1], prompt]}”."
+        mine = [row for row in records(self.answers) if row["behaviour"] == name]
+        first = {row["condition"]: row for row in reversed(mine)}  # the first prompt's row of each condition
+        before, after = first["tuned"], first[undo[-1]]
+        return f" Asked “{before['prompt']}” it says “{before['answer']}”, then “{after['answer']}”."
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: the three tables and the verdict."""

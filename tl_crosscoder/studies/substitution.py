@@ -117,7 +117,7 @@ def substitution(
     max_tokens: int = 4096,
     n_bootstrap: int = 2000,
 ) -> SubstitutionResult:
-    """KL to the tuned model under each condition, with intervals from a bootstrap clustered by sequence.
+    """KL to the tuned model under each condition, with intervals from a bootstrap clustered by conversation.
 
     ==================================== ==================================================================================
     condition                            what the tuned model gets at the hook
@@ -147,6 +147,7 @@ def substitution(
     conditions = _fixed_conditions(template_tokens) | {
         name: _with_change_of(torch.as_tensor(mask)) for name, mask in sets.items()
     }
+    cluster = corpus.conversations().tolist()  # answers to one prompt are resampled together
     rows_of_sequences = []
     for indices, captured in _captured(crosscoder, pair, corpus, rows, drop or Drop(), max_tokens):
         counted = {"all": _predictions(captured)}
@@ -161,7 +162,7 @@ def substitution(
             for tokens, where in counted.items():
                 sums, counts = (kl * where).sum(-1).tolist(), where.sum(-1).tolist()
                 rows_of_sequences += [
-                    {"condition": name, "tokens": tokens, "sequence": int(i), "kl_sum": s, "n": n}
+                    {"condition": name, "tokens": tokens, "sequence": cluster[i], "kl_sum": s, "n": n}
                     for i, s, n in zip(indices, sums, counts, strict=True)
                 ]
     per_sequence = _merge_draws(pd.DataFrame(rows_of_sequences))
@@ -257,7 +258,11 @@ def _kl(
 
 def _merge_draws(drawn: pd.DataFrame) -> pd.DataFrame:
     """``random N#draw`` -> ``random N``, the mean of the draws."""
-    drawn["condition"] = drawn["condition"].str.split("#").str[0]
+    drawn[["condition", "draw"]] = [(*name.split("#"), "0")[:2] for name in drawn["condition"]]
+    keys = ["condition", "tokens", "sequence"]
+    drawn = drawn.pivot_table(
+        values=["kl_sum", "n"], index=[*keys, "draw"], aggfunc="sum", sort=False
+    ).reset_index()
     merged = drawn.pivot_table(values=["kl_sum", "n"], index=["condition", "tokens", "sequence"], sort=False)
     return merged.reset_index()
 
