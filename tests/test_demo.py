@@ -73,7 +73,7 @@ def test_the_run_leaves_weights_table_metrics_and_report_that_a_fresh_look_can_r
 
 def test_no_held_out_prompt_is_in_the_captured_text(small):
     store = tlc.PairedActivations.open(small.folder.acts)
-    tokenizer = store.tokenizer()
+    tokenizer = store.tokenizer
     text = "\n".join(tokenizer.decode(store.corpus.ids_of(i)) for i in range(len(store.corpus)))
     for prompt in demos.RECIPES["tiny"].planted.prompts_held_out:
         assert f"<|user|>{prompt}<|end|>" not in text, prompt

@@ -243,3 +243,17 @@ def test_activations_know_the_pair_they_came_from(store, tiny_tokenizer):
         PairMismatch, match=r"pair\.hook = 'blocks\.1\.hook_resid_post'; this pair has 'blocks\.2"
     ):
         store.check_against(other)
+
+
+def test_activations_know_the_crosscoder_that_was_trained_on_them(store, tiny_tokenizer):
+    described = FakePair(tiny_tokenizer).description()
+    store.check_made_by(described)
+    store.check_made_by(described | {"torch": "0.1"})
+    with pytest.raises(PairMismatch, match=r"base\.fingerprint = 'basea'; the crosscoder .* of 'baseb'"):
+        store.check_made_by(FakePair(tiny_tokenizer, weights="b").description())
+    with pytest.raises(PairMismatch, match=r"tuned\.fingerprint = 'tuneda'; .* of 'basea'"):
+        store.check_made_by(described | {"tuned": described["base"]})
+    with pytest.raises(PairMismatch, match=r"hook = 'blocks\.1\.hook_resid_post'; .* of 'blocks\.0"):
+        store.check_made_by(described | {"hook": "blocks.0.hook_resid_post"})
+    with pytest.raises(PairMismatch, match="of None"):
+        store.check_made_by({})

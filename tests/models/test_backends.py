@@ -495,6 +495,10 @@ def test_an_nnsight_model_keeps_its_own_tokenizer():
 def test_centred_weights_are_refused_and_rms_models_are_not():
     with pytest.raises(PairMismatch, match="from_pretrained_no_processing"):
         as_backend(hooked(tiny_gpt2_model(), center_writing_weights=True))
+    half = hooked(tiny_gpt2_model(), center_writing_weights=True).to(torch.bfloat16)
+    with pytest.raises(PairMismatch, match="from_pretrained_no_processing"):
+        as_backend(half)
+    as_backend(hooked(tiny_gpt2_model()).to(torch.bfloat16))
     folded = as_backend(hooked(tiny_llama_model(), fold_ln=True))
     hook = "blocks.2.hook_resid_post"
     assert gap(folded.capture(batch(), hook), plain("llama").capture(batch(), hook), batch()) <= TOLERANCE

@@ -12,7 +12,7 @@ from fake_pair import BOS, END, FakePair, byte_tokenizer
 from tiny_models import BOS as LLAMA_BOS
 from tiny_models import tiny_llama_model
 
-from tl_crosscoder.errors import EmptyData, NonFiniteActs, PairMismatch
+from tl_crosscoder.errors import EmptyData, NonFiniteActs, PairMismatch, ShapeMismatch
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
@@ -115,7 +115,41 @@ def test_a_batch_of_ids_is_a_corpus_and_padding_never_enters():
         store = capture(FakePair(), batch, None, progress=False)
         assert sorted(places(store)) == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3), (1, 4)]
     with pytest.raises(ValueError, match="without a tokenizer"):
-        store.tokenizer()
+        _ = store.tokenizer
+
+
+def test_ids_without_padding_are_a_batch_of_real_tokens_with_the_special_ones_marked(pair):
+    ids = torch.tensor([[BOS, 50, 51], [BOS, END, 60]], dtype=torch.int32)
+    store = capture(pair, ids, None, progress=False)
+    assert sorted(places(store)) == [(0, 1), (0, 2), (1, 2)]  # END is special
+    assert store.corpus.flags_of(1)["special"].tolist() == [True, True, False]
+    with pytest.raises(TypeError, match=r"got texts, as .*'Hello'.*Corpus\.from_texts"):
+        capture(pair, ["Hello", "there"], None, progress=False)
+    with pytest.raises(ShapeMismatch, match=r"got \[3\]; one text's ids are ids\[None\]"):
+        capture(pair, ids[0], None, progress=False)
+    with pytest.raises(TypeError, match="wanted integer ids"):
+        capture(pair, ids.float(), None, progress=False)
+
+
+class Upgraded(FakePair):
+    """The pair under another version of torch, its adapter under another name."""
+
+    def __init__(self, tokenizer, torch, adapter_name):
+        super().__init__(tokenizer)
+        self.torch, self.adapter_name = torch, adapter_name
+
+    def description(self):
+        told = super().description()
+        return told | {"torch": self.torch, "tuned": told["tuned"] | {"adapter_name": self.adapter_name}}
+
+
+def test_a_capture_goes_on_under_another_version_of_the_libraries(corpus, tiny_tokenizer, tmp_path):
+    capture(Upgraded(tiny_tokenizer, "2.6", "one"), corpus, tmp_path, **SMALL)
+    (tmp_path / "shard-00001.safetensors").unlink()
+    store = capture(Upgraded(tiny_tokenizer, "2.7", "two"), corpus, tmp_path, **SMALL)
+    assert store.manifest["pair"]["torch"] == "2.6", "what the first shards were made with stays recorded"
+    store.check_against(Upgraded(tiny_tokenizer, "2.7", "two"))
+    capture(FakePair(tiny_tokenizer), corpus, tmp_path, **SMALL)
 
 
 def test_a_killed_capture_goes_on_and_ends_with_the_same_bytes(corpus, tiny_tokenizer, tmp_path):
@@ -312,7 +346,7 @@ def test_the_manifest_says_what_was_captured_and_how(pair, corpus, tmp_path):
     assert sum(entry["sequences"] for entry in manifest["shards"]) == len(corpus)
     assert manifest["rows"] + sum(manifest["dropped"].values()) == corpus.n_tokens
     assert manifest["bos"] == {"id": BOS, "sequences_opened_by_it": len(corpus)}
-    assert store.tokenizer().decode([50, 51]) == pair.tokenizer.decode([50, 51])
+    assert store.tokenizer.decode([50, 51]) == pair.tokenizer.decode([50, 51])
     assert not any(str(tmp_path) in text.decode("utf-8", "ignore") for text in files(tmp_path).values())
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -35,6 +36,10 @@ def batch() -> TokenBatch:
     mask = torch.ones(3, 7, dtype=torch.bool)
     mask[1, 4:] = False
     return TokenBatch.from_ids(ids, mask)
+
+
+def left() -> TokenBatch:
+    return batch().padded("left")
 
 
 def pair_of(family: str = "llama", hook: str = HOOK) -> ModelPair:
@@ -107,14 +112,32 @@ def test_replacing_tuned_by_base_at_the_last_block_leaves_only_the_head_to_diffe
     replaced = pair.run(batch(), lambda _acts, **_: base_acts)
     assert torch.allclose(replaced, pair.run(batch(), side="base"), atol=1e-5)
     assert (
-        pair.generate(batch(), 5, toward_other(1.0)).tolist()
-        == pair.generate(batch(), 5, side="base").tolist()
+        pair.generate(left(), 5, toward_other(1.0)).tolist() == pair.generate(left(), 5, side="base").tolist()
     )
 
 
 @pytest.mark.parametrize("spelling", ["blocks.1.hook_out", Site(1, "post"), HOOK])
 def test_the_hook_has_one_name_whatever_its_spelling(spelling):
     assert pair_of(hook=spelling).hook == HOOK
+
+
+def test_ids_are_a_batch_in_which_every_token_is_real_and_texts_are_refused():
+    pair, ids = pair_of(), batch().ids
+    whole = TokenBatch.from_ids(ids)
+    assert torch.equal(pair.capture(ids), pair.capture(whole))
+    assert torch.equal(pair.run(ids.int()), pair.run(whole))
+    assert torch.equal(pair.generate(ids, 2), pair.generate(whole, 2))
+    for verb in (pair.capture, pair.run, lambda tokens: pair.generate(tokens, 2)):
+        with pytest.raises(TypeError, match=r"got texts, as \['Hello'\]; corpus = Corpus\.from_texts"):
+            verb(["Hello"])
+
+
+@pytest.mark.parametrize("hook", [2, None])
+def test_what_is_no_hook_name_is_told_what_one_looks_like(hook):
+    with pytest.raises(
+        HookNotFound, match=rf"no hook named {hook}: .*'blocks\.L\.hook_resid_post'.*L from 0 to 2"
+    ):
+        pair_of(hook=hook)
 
 
 # Lockstep generation ------------------------------------------------------------------------------------------
@@ -126,9 +149,9 @@ def test_the_hook_has_one_name_whatever_its_spelling(spelling):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lockstep_generation_equals_reading_everything_again(family, hook):
     pair = pair_of(family, hook)
-    ids = pair.generate(batch(), 6, toward_other(1.5), stop_ids=())
+    ids = pair.generate(left(), 6, toward_other(1.5), stop_ids=())
     assert ids.tolist() == generated_by_reading_everything_again(pair, batch(), 6, 1.5, "tuned")
-    assert ids.tolist() != pair.generate(batch(), 6, stop_ids=()).tolist()
+    assert ids.tolist() != pair.generate(left(), 6, stop_ids=()).tolist()
 
 
 @pytest.mark.parametrize("wrap", ["bridge", pytest.param("nnsight", marks=NEEDS_NNSIGHT)])
@@ -137,10 +160,9 @@ def test_lockstep_generation_is_the_same_through_every_library(wrap):
     pair = pair_of()
     other = ModelPair(wrapped(pair.base.model), wrapped(pair.tuned.model), hook=HOOK)
     for side in ("base", "tuned"):
-        expected = pair.generate(batch(), 5, toward_other(1.5), side=side, stop_ids=())
+        expected = pair.generate(left(), 5, toward_other(1.5), side=side, stop_ids=())
         assert (
-            other.generate(batch(), 5, toward_other(1.5), side=side, stop_ids=()).tolist()
-            == expected.tolist()
+            other.generate(left(), 5, toward_other(1.5), side=side, stop_ids=()).tolist() == expected.tolist()
         )
 
 
@@ -151,9 +173,9 @@ def test_one_set_of_weights_follows_itself_unedited(family):
     plain, tuned = FAMILIES[family](0), peft_model(family)
     shared, two = ModelPair.from_adapter(tuned, hook=HOOK), ModelPair(plain, copy.deepcopy(tuned), hook=HOOK)
     for side in ("base", "tuned"):
-        expected = two.generate(batch(), 6, toward_other(2.0), side=side, stop_ids=())
+        expected = two.generate(left(), 6, toward_other(2.0), side=side, stop_ids=())
         assert (
-            shared.generate(batch(), 6, toward_other(2.0), side=side, stop_ids=()).tolist()
+            shared.generate(left(), 6, toward_other(2.0), side=side, stop_ids=()).tolist()
             == expected.tolist()
         )
 
@@ -168,8 +190,16 @@ def test_the_other_models_activations_have_the_shape_of_the_edited_ones():
 
         return edit
 
-    pair_of().generate(batch(), 3, make_edit, stop_ids=())
+    pair_of().generate(left(), 3, make_edit, stop_ids=())
     assert shapes == [((3, 7, 16), (3, 7, 16)), ((3, 1, 16), (3, 1, 16)), ((3, 1, 16), (3, 1, 16))]
+
+
+def test_an_edit_of_a_batch_padded_on_the_right_is_refused():
+    """Its mask would fall on other tokens once generation has padded on the left."""
+    pair = pair_of()
+    with pytest.raises(ValueError, match=r'row 1 of this batch ends in padding.*batch\.padded\("left"\)'):
+        pair.generate(batch(), 2, toward_other(1.0))
+    assert pair.generate(batch(), 2).tolist() == pair.generate(left(), 2).tolist()
 
 
 def test_a_follower_reads_only_the_new_tokens():
@@ -187,7 +217,7 @@ def test_a_follower_reads_only_the_new_tokens():
 def test_sampling_with_a_seed_repeats_itself():
     pair = pair_of()
     one, two, other = (
-        pair.generate(batch(), 6, temperature=1.0, seed=seed, stop_ids=()).tolist() for seed in (4, 4, 5)
+        pair.generate(left(), 6, temperature=1.0, seed=seed, stop_ids=()).tolist() for seed in (4, 4, 5)
     )
     assert one == two != other
 
@@ -330,8 +360,16 @@ def test_a_loaded_adapter_is_the_saved_one(saved):
             saved / "base", adapter=saved / "adapter", hook=HOOK, attention="eager", merged=merged
         )
         assert torch.allclose(pair.capture(batch()), expected, atol=1e-5)
+        told = pair.description()
+        assert (told["base"].get("adapter_name"), told["tuned"]["adapter_name"]) == (None, "adapter")
     (saved / "adapter" / "adapter_model.safetensors").rename(saved / "adapter" / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match=r"no adapter_model\.safetensors"):
+        ModelPair.load(saved / "base", adapter=saved / "adapter", hook=HOOK)
+
+
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(saved, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r'pip install "tl-crosscoder\[peft\]"'):
         ModelPair.load(saved / "base", adapter=saved / "adapter", hook=HOOK)
 
 

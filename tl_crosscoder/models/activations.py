@@ -14,7 +14,7 @@ from torch import Tensor
 from tl_crosscoder.errors import CorruptFile, EmptyData
 from tl_crosscoder.models.corpus import Corpus, Indices, split_groups
 from tl_crosscoder.models.harvest import Pair
-from tl_crosscoder.models.manifest import MANIFEST, read_manifest, refuse_other_pair
+from tl_crosscoder.models.manifest import MANIFEST, read_manifest, refuse_other_description, refuse_other_pair
 from tl_crosscoder.models.mixing import mixed_batches
 from tl_crosscoder.models.shards import FileShard, Shard, check_shard
 
@@ -88,8 +88,9 @@ class PairedActivations:
     def n_models(self) -> int:
         return self.manifest["n_models"]
 
+    @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer the corpus was made with."""
+        """The tokenizer the corpus was made with; ValueError where there is none."""
         if self._tokenizer is None:
             raise ValueError("these activations were captured from token ids, without a tokenizer.")
         if not isinstance(self._tokenizer, Path):
@@ -167,6 +168,10 @@ class PairedActivations:
     def check_against(self, pair: Pair) -> None:
         """Raise PairMismatch unless this pair made these activations: weights, precision, hook and tokenizer."""
         refuse_other_pair(self.manifest, pair)
+
+    def check_made_by(self, description: dict[str, Any]) -> None:
+        """Raise PairMismatch unless the pair described, such as the one saved with a crosscoder, has these models and this hook."""
+        refuse_other_description(self.manifest, description)
 
     @cached_property
     def _places(self) -> dict[int, Run]:

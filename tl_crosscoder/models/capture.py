@@ -26,14 +26,14 @@ from tl_crosscoder.models.manifest import (
 )
 from tl_crosscoder.models.shards import MemoryShard, to_shard
 from tl_crosscoder.models.tokenizer import template_sha256, tokenizer_sha256
-from tl_crosscoder.models.tokens import TokenBatch
+from tl_crosscoder.models.tokens import Tokens, as_batch
 
 Prompts = Corpus | Sequence[Any]
 
 
 def capture(
     pair: Pair,
-    corpus: Corpus | TokenBatch,
+    corpus: Corpus | Tokens,
     path: str | Path | None = None,
     *,
     dtype: DType = "float32",
@@ -46,10 +46,10 @@ def capture(
 ) -> PairedActivations:
     """Both models' activations on every token that ``drop`` leaves, in a folder or, with ``path=None``, in memory.
 
-    ``prompts``: chats for both models to answer; each answer joins the corpus (sources ``answers_base`` and
-    ``answers_tuned``) and goes through both models.  ``max_tokens`` bounds a batch with its padding,
-    ``shard_tokens`` what is held in memory at once.  A capture that was interrupted, or whose shards were deleted,
-    goes on at the first missing shard and ends with the same bytes.
+    ``corpus`` may also be a batch, or integer ids [seq, pos].  ``prompts``: chats for both models to answer; each answer
+    joins the corpus (sources ``answers_base`` and ``answers_tuned``) and goes through both models.  ``max_tokens`` bounds
+    a batch with its padding, ``shard_tokens`` what is held in memory at once.  A capture that was interrupted, or whose
+    shards were deleted, goes on at the first missing shard and, under the same library versions, ends with the same bytes.
 
     Raises PairMismatch for a folder that was captured otherwise, and NonFiniteActs for NaN or Inf, unless
     ``on_nonfinite="skip"``, which drops up to 0.1 % of the tokens.
@@ -57,7 +57,7 @@ def capture(
     drop = Drop() if drop is None else drop
     if min(max_tokens, shard_tokens) < 1:
         raise ValueError(f"max_tokens={max_tokens}, shard_tokens={shard_tokens}; wanted 1 or more each.")
-    corpus = Corpus.from_batch(corpus) if isinstance(corpus, TokenBatch) else corpus
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.from_batch(as_batch(corpus, pair.tokenizer))
     if prompts is not None and not isinstance(prompts, Corpus):
         prompts = Corpus.prompts(prompts, pair.tokenizer)
     folder = None if path is None else Path(path)

@@ -64,8 +64,11 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
     An adapter that is not in safetensors is refused: PEFT would unpickle it.
     """
     from huggingface_hub import snapshot_download
-    from peft import PeftModel
 
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError(f'the adapter {adapter} needs: pip install "tl-crosscoder[peft]"') from error
     folder = Path(adapter)
     if not folder.is_dir():
         folder = Path(

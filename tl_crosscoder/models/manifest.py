@@ -16,7 +16,10 @@ JSON_LIMIT = 1 << 24  # an entry of 300 bytes a shard: 50,000 shards
 SHARD_FILE = re.compile(r"shard-\d{5}\.safetensors")
 
 #: Entries of a pair's description that may differ while the activations stay the same up to rounding.
-IMMATERIAL = ("name", "revision", "backend", "attention", "torch", "transformers")
+IMMATERIAL = ("name", "adapter_name", "revision", "backend", "attention", "torch", "transformers")
+
+#: Those that may also differ while a capture goes on: they are recorded, for people.
+RECORDED = ("adapter_name", "torch", "transformers")
 
 #: Key of a finished manifest -> its type.
 KEYS = {
@@ -88,16 +91,27 @@ def refuse_other_pair(manifest: dict[str, Any], pair: Pair) -> None:
     stored = {"pair": manifest["pair"], "tokenizer_sha256": manifest["asked"]["tokenizer_sha256"]}
     if pair.tokenizer is None:
         del ours["tokenizer_sha256"], stored["tokenizer_sha256"]
-    if found := difference(_material(stored), _material(ours)):
+    if found := difference(_without(stored, IMMATERIAL), _without(ours, IMMATERIAL)):
         key, theirs, given = found
         raise PairMismatch(
             f"these activations were captured with {key} = {theirs!r}; this pair has {given!r}."
         )
 
 
+def refuse_other_description(manifest: dict[str, Any], description: dict[str, Any]) -> None:
+    """Raise PairMismatch unless a pair's description has the manifest's hook and models."""
+    stored, given = _identity(manifest["pair"]), _identity(description)
+    for key, captured in stored.items():
+        if given[key] != captured:
+            raise PairMismatch(
+                f"these activations were captured with {key} = {captured!r}; the crosscoder was trained on those of "
+                f"{given[key]!r}.  Open the activations it was trained on, or train one on these."
+            )
+
+
 def refuse_other_capture(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raise PairMismatch unless an interrupted capture can go on: everything asked for must be the same."""
-    if found := difference(stored, asked):
+    if found := difference(_without(stored, RECORDED), _without(asked, RECORDED)):
         key, theirs, given = found
         raise PairMismatch(
             f"{folder} was captured with {key} = {theirs!r}, this call has {given!r}; pass the same, or another folder."
@@ -115,10 +129,21 @@ def difference(left: Any, right: Any, key: str = "") -> tuple[str, Any, Any] | N
     return None if left == right else (key, left, right)
 
 
-def _material(description: Any) -> Any:
+def _without(description: Any, keys: tuple[str, ...]) -> Any:
     if not isinstance(description, dict):
         return description
-    return {key: _material(value) for key, value in description.items() if key not in IMMATERIAL}
+    return {key: _without(value, keys) for key, value in description.items() if key not in keys}
+
+
+def _identity(description: dict[str, Any]) -> dict[str, Any]:
+    models = {side: description.get(side) for side in ("base", "tuned")}
+    found = {
+        side: model.get("fingerprint") if isinstance(model, dict) else None for side, model in models.items()
+    }
+    return {
+        "hook": description.get("hook"),
+        **{f"{side}.fingerprint": value for side, value in found.items()},
+    }
 
 
 def _check(path: Path, entry: Any, keys: dict[str, type]) -> None:

@@ -18,7 +18,7 @@ from tl_crosscoder.models.follower import Follower
 from tl_crosscoder.models.loading import load_adapter, load_model, outline
 from tl_crosscoder.models.pair_checks import refuse_one_model_twice, refuse_unlike_models
 from tl_crosscoder.models.provenance import describe_model, fingerprint
-from tl_crosscoder.models.tokens import TokenBatch
+from tl_crosscoder.models.tokens import Tokens, as_batch
 from tl_crosscoder.types import Edit
 
 Side = Literal["base", "tuned"]
@@ -41,6 +41,7 @@ class ModelPair:
         if check:
             refuse_one_model_twice(self.base, self.tuned)
         self.tokenizer = refuse_unlike_models(self.base, self.tuned, tokenizer)
+        self.adapter_name: str | None = None
 
     @classmethod
     def load(
@@ -77,8 +78,12 @@ class ModelPair:
             return cls(HookBackend(model, first.tokenizer), HookBackend(other, second.tokenizer), hook=hook)
         if merged:
             changed = load_adapter(copy.deepcopy(model), adapter or "")
-            return cls(HookBackend(model, first.tokenizer), merge(changed, first.tokenizer), hook=hook)
-        return cls.from_adapter(load_adapter(model, adapter or ""), hook=hook, tokenizer=first.tokenizer)
+            pair = cls(HookBackend(model, first.tokenizer), merge(changed, first.tokenizer), hook=hook)
+        else:
+            changed = load_adapter(model, adapter or "")
+            pair = cls.from_adapter(changed, hook=hook, tokenizer=first.tokenizer)
+        pair.adapter_name = Path(adapter or "").name
+        return pair
 
     @classmethod
     def from_adapter(
@@ -97,20 +102,25 @@ class ModelPair:
     def d_in(self) -> int:
         return self.base.d_in
 
-    def capture(self, batch: TokenBatch) -> Float[Tensor, "seq pos model d_in"]:
-        """Both models' residual streams at ``hook`` on the same tokens, on base's device.  Values at padding mean nothing."""
+    def capture(self, batch: Tokens) -> Float[Tensor, "seq pos model d_in"]:
+        """Both models' residual streams at ``hook`` on the same tokens, on base's device.  Values at padding mean nothing.
+
+        Integer ids [seq, pos] are a batch in which every token is real.
+        """
+        batch = as_batch(batch, self.tokenizer)
         base, tuned = (backend.capture(batch, self.hook) for backend in (self.base, self.tuned))
         return torch.stack([base, tuned.to(base.device)], dim=2)
 
     def run(
-        self, batch: TokenBatch, edit: Edit | None = None, side: Side = "tuned"
+        self, batch: Tokens, edit: Edit | None = None, side: Side = "tuned"
     ) -> Float[Tensor, "seq pos d_vocab"]:
         """One model's logits, with ``edit`` applied at ``hook``."""
+        batch = as_batch(batch, self.tokenizer)
         return self.sides(side)[0].run(batch, {} if edit is None else {self.hook: edit})
 
     def generate(
         self,
-        batch: TokenBatch,
+        batch: Tokens,
         max_new_tokens: int,
         make_edit: MakeEdit | None = None,
         *,
@@ -122,12 +132,21 @@ class ModelPair:
         """New token ids of one model, edited with the other model's activations at hand.
 
         ``make_edit(other_acts)`` returns the edit; inside it ``other_acts()`` is the other model's residual stream at ``hook`` for
-        exactly the positions being edited: the left-padded prompt first, then each new token.
+        exactly the positions being edited: the prompt first, then each new token.
+
+        Raises ValueError for an edit of a batch that is not left-padded: a mask made for it would mean other tokens.
         """
+        batch = as_batch(batch, self.tokenizer)
         edited, other = self.sides(side)
         options: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop_ids": stop_ids}
         if make_edit is None:
             return edited.generate(batch, max_new_tokens, **options)
+        if not batch.is_left_padded:
+            row = int((~batch.attention_mask[:, -1]).long().argmax())
+            raise ValueError(
+                f"row {row} of this batch ends in padding; generation pads on the left, where an edit's mask would mean "
+                'other tokens.  Pass batch.padded("left") or corpus.batch(indices, pad="left"), and make masks for that.'
+            )
         follower = Follower(other, batch, self.hook)
         latest: list[Tensor] = []
 
@@ -147,7 +166,7 @@ class ModelPair:
         """What was compared and how, JSON-able; of a local path only the last part."""
         return {
             "base": describe_model(self.base),
-            "tuned": describe_model(self.tuned),
+            "tuned": describe_model(self.tuned) | {"adapter_name": self.adapter_name},
             "hook": self.hook,
             "d_in": self.d_in,
             "torch": version("torch"),

@@ -5,15 +5,19 @@ The mask comes from ``attention_mask``, never from the ids: padding is often the
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal, Union
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_crosscoder.errors import EmptyData, ShapeMismatch
+from tl_crosscoder.models.tokenizer import special_ids
 
 Side = Literal["left", "right"]
+
+#: A batch, or ids [seq, pos] of which every one is a real token.  Texts are refused, with the remedy.
+Tokens = Union["TokenBatch", Tensor, Sequence[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +72,11 @@ class TokenBatch:
         return self.attention_mask & (self.attention_mask.long().cumsum(dim=1) == 1)
 
     @property
+    def is_left_padded(self) -> bool:
+        """Whether every row ends with a real token."""
+        return torch.equal(self.attention_mask, self.attention_mask.sort(dim=1, stable=True).values)
+
+    @property
     def lengths(self) -> Int[Tensor, "seq"]:
         """Real tokens of each row."""
         return self.attention_mask.sum(dim=1)
@@ -95,3 +104,26 @@ class TokenBatch:
 
     def _tensors(self) -> list[Tensor]:
         return [getattr(self, field.name) for field in fields(self)]
+
+
+def as_batch(tokens: Tokens, tokenizer: Any = None) -> TokenBatch:
+    """A batch as it is; integer ids [seq, pos] as one in which every token is real, with the tokenizer's special ids marked.
+
+    Raises TypeError for texts and anything else, ShapeMismatch for ids of another shape.
+    """
+    if isinstance(tokens, TokenBatch):
+        return tokens
+    if not isinstance(tokens, Tensor):
+        texts = isinstance(tokens, str) or (
+            isinstance(tokens, Sequence) and isinstance(next(iter(tokens), None), str)
+        )
+        remedy = "corpus = Corpus.from_texts(texts, tokenizer), then corpus.batch(indices)"
+        what = f"texts, as {tokens!r:.60}" if texts else f"a {type(tokens).__name__}"
+        raise TypeError(
+            f"wanted a TokenBatch or integer ids [seq, pos], got {what}; {remedy}, or capture(pair, corpus)."
+        )
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise TypeError(f"wanted integer ids [seq, pos], got a tensor of {tokens.dtype}.")
+    if tokens.ndim != 2:
+        raise ShapeMismatch(f"wanted ids [seq, pos], got {list(tokens.shape)}; one text's ids are ids[None].")
+    return TokenBatch.from_ids(tokens.long(), special_ids=() if tokenizer is None else special_ids(tokenizer))

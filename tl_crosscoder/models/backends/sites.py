@@ -36,12 +36,12 @@ class Site:
         return f"blocks.{self.layer}.hook_resid_{self.point}"
 
 
-def parse_hook(hook: str, n_layers: int) -> Site:
+def parse_hook(hook: object, n_layers: int) -> Site:
     """The site that ``blocks.L.hook_resid_post`` or ``hook_resid_pre`` names.
 
     TransformerLens' newer spellings ``hook_out`` and ``hook_in`` mean the same two points.
     """
-    match = _NAME.fullmatch(hook)
+    match = _NAME.fullmatch(hook) if isinstance(hook, str) else None
     if match is None or match[2] not in _POINTS:
         raise HookNotFound(
             f"no hook named {hook!r}: the residual stream is read at 'blocks.L.hook_resid_post' or "

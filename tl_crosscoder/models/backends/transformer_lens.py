@@ -180,4 +180,5 @@ def refuse_centred_weights(model: Any) -> None:
 
 
 def _is_centred(weight: Tensor) -> bool:
-    return bool(weight.mean(dim=-1).abs().max() <= 1e-5 * weight.abs().max())
+    """Rounding to bfloat16 leaves means of up to 3e-4 of the weights' size; those of trained weights are near 3e-2."""
+    return bool(weight.mean(dim=-1).abs().mean() <= 1e-3 * weight.abs().mean())
