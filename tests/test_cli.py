@@ -40,7 +40,7 @@ def models(tmp_path_factory):
     (root / "text.txt").write_text(
         "\n\n".join(f"document {i} says something about number {i * 7}" for i in range(60))
     )
-    behaviours = [{"name": "letters", "keywords": ["e"], "heldout": ["hello", "bye"]}]
+    behaviours = [{"name": "Letters: an_odd name!", "keywords": ["e"], "heldout": ["hello", "bye"]}]
     (root / "behaviours.json").write_text(json.dumps(behaviours))
     return root
 

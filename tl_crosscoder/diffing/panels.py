@@ -10,11 +10,11 @@ from tl_crosscoder.report.plots import behaviour_bars, kl_bars
 CONDITIONS = ("tuned", "base", "undo", "remove", "install")
 
 
-def substitution_panel(name: str, part: dict[str, Any]) -> Panel:
+def substitution_panel(number: int, name: str, part: dict[str, Any]) -> Panel:
     """KL bars and their table."""
     table = pd.DataFrame(part["table"])
     panel = Panel(
-        key=f"substitution-{name.replace(' ', '-')}",
+        key=f"substitution-{number}",
         title=f"What the latents carry: {name}",
         text="The tuned model runs on the base model's activations plus the change that chosen latents would make. "
         "The lower the KL to the untouched tuned model, the more of the change these latents hold.",

@@ -86,9 +86,8 @@ class DiffReport:
             examples = latent_examples(self.crosscoder, held_out, tops, latents)
         ranked = self.table.loc[latents + [j for j in self.table.index if j not in set(latents)]]
         behaviour = self.metrics.get("behaviour")
-        panels = [
-            substitution_panel(name, part) for name, part in self.metrics.get("substitution", {}).items()
-        ]
+        substituted = self.metrics.get("substitution", {}).items()
+        panels = [substitution_panel(number, name, part) for number, (name, part) in enumerate(substituted)]
         panels += [behaviour_panel(behaviour)] if behaviour else []
         write_report(
             self.folder.report,
