@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -306,6 +307,60 @@ def test_a_folder_of_rows_is_a_dataset(tiny_tokenizer, tmp_path):
     assert tiny_tokenizer.decode(corpus.ids_of(0).tolist()) == "<|bos|>Row 0.Row 1.Row 2."
     by_words = load_text_source(f"{tmp_path}:train:prose", tiny_tokenizer, limit=3)
     assert torch.equal(by_words.ids, corpus.ids)
+
+
+def endless(rows, seen):
+    """What ``load_dataset`` gives for a dataset that never ends."""
+
+    def load_dataset(name, config=None, *, split, streaming):
+        assert streaming
+        seen.append((name, config, split))
+        for number in itertools.count():
+            seen.append(number)
+            yield rows(number)
+
+    return load_dataset
+
+
+@pytest.mark.parametrize("max_tokens", [1, 500, 3000])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda n: {"text": f"Row {n} of many." * 2},
+        lambda n: {"text": "" if n % 3 else f"Row {n}."},
+        lambda n: {"messages": [*CHAT[:1], {"role": "assistant", "content": f"{n}." * 9}]},
+    ],
+)
+def test_a_dataset_without_end_is_read_as_far_as_the_tokens_go(tiny_tokenizer, monkeypatch, rows, max_tokens):
+    seen = []
+    monkeypatch.setattr("datasets.load_dataset", endless(rows, seen))
+    corpus = load_text_source("some/set@small:test", tiny_tokenizer, max_tokens=max_tokens)
+    assert seen[0] == ("some/set", "small", "test") and set(corpus.sources) == {"some/set@small:test"}
+    longest = int(corpus.lengths.max())
+    assert max_tokens - 128 < corpus.n_tokens <= max(max_tokens, longest)
+    # Whatever was read beyond that would not have changed what was taken.
+    known = Corpus.from_dataset("some/set", tiny_tokenizer, limit=4 * len(seen)).take(max_tokens)
+    assert torch.equal(corpus.ids, known.ids) and torch.equal(corpus.flags, known.flags)
+    assert len(known) == len(corpus)
+
+
+def test_a_dataset_is_named_by_its_split_column_and_configuration(tiny_tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "at@home").mkdir()
+    (tmp_path / "at@home" / "train.jsonl").write_text('{"text": "Row."}\n{"text": "Two."}', encoding="utf-8")
+    assert load_text_source(tmp_path / "at@home", tiny_tokenizer).sources == ("at@home:train",)
+    seen = []
+    monkeypatch.setattr("datasets.load_dataset", endless(lambda _: {"words": "abc"}, seen))
+    corpus = load_text_source("some/set::words", tiny_tokenizer, max_tokens=20)
+    assert seen[0] == ("some/set", None, "train") and corpus.sources[0] == "some/set:train:words"
+    with pytest.raises(ValueError, match=r"row 0: wanted the column 'word'.*it has words"):
+        load_text_source("some/set::word", tiny_tokenizer, max_tokens=20)
+
+
+def test_the_first_tokens_of_a_file_are_those_of_the_whole_file(tiny_tokenizer, tmp_path):
+    (tmp_path / "prose.txt").write_text("Words. " * 100, encoding="utf-8")
+    whole = load_text_source(tmp_path / "prose.txt", tiny_tokenizer)
+    few = load_text_source(tmp_path / "prose.txt", tiny_tokenizer, max_tokens=300)
+    assert torch.equal(few.ids, whole.take(300).ids) and len(few) == 2
 
 
 def test_own_answers_are_the_generated_ids_up_to_the_end_of_turn(pair, tiny_tokenizer):

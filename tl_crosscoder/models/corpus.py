@@ -29,6 +29,7 @@ from tl_crosscoder.models.tokenizer import special_ids
 from tl_crosscoder.models.tokens import Side, TokenBatch
 
 FLAGS = {"special": SPECIAL, "template": TEMPLATE, "assistant": ASSISTANT, "preamble": PREAMBLE}
+CHAT_CONTEXTS = 4  # chats are not cut into windows; of a file's or dataset's they keep this many contexts
 TENSORS = {"ids": "I32", "offsets": "I64", "flags": "U8", "source": "I32", "source_names": "U8"}
 Indices = Sequence[int] | np.ndarray | Tensor | range
 
@@ -91,9 +92,7 @@ class Corpus:
             raise TypeError("from_texts wants a list of documents, got one string; pass [text].")
         bos, special = tokenizer.bos_token_id, np.array(sorted(special_ids(tokenizer)))
         body = _positive(context) - (bos is not None)
-        texts = [text for text in texts if text]
-        documents = [np.array(ids, dtype=np.int64) for ids in _encode(texts, tokenizer)]
-        documents = [ids[ids[:1].tolist() == [bos] :] for ids in documents]
+        documents = _documents(texts, tokenizer)
         if windows:
             stream = np.concatenate([np.zeros(0, dtype=np.int64), *documents])
             documents = [stream[at : at + body] for at in range(0, len(stream), body)]
@@ -144,14 +143,28 @@ class Corpus:
         *,
         split: str = "train",
         column: str | None = None,
+        config: str | None = None,
         limit: int | None = None,
+        max_tokens: int | None = None,
         context: int = 128,
         source: str | None = None,
     ) -> "Corpus":
-        """Rows of a Hub dataset, or of a local folder that ``datasets`` can read; ``limit`` is in rows."""
-        return cls._from_rows(
-            read_dataset(name, split, column, limit), tokenizer, context, source or Path(name).name
-        )
+        """Rows of a Hub dataset, or of a local folder that ``datasets`` can read.
+
+        At most ``limit`` rows are read, and none after there is text for ``max_tokens``, of which the first ones are taken.
+        ``config`` is the dataset's configuration.  The source is ``NAME[@CONFIG]:SPLIT[:COLUMN]``.
+        """
+        rows, found = Rows(), 0
+        for part in read_dataset(name, split, column, limit, config):
+            rows += part
+            if max_tokens is not None:
+                found += _count(part, tokenizer, context)
+                if found >= max_tokens:
+                    break
+        told = (Path(name).name if Path(name).exists() else name) + (f"@{config}" if config else "")
+        source = source or ":".join(filter(None, (told, split, column)))
+        corpus = cls._from_rows(rows, tokenizer, context, source)
+        return corpus if max_tokens is None else corpus.take(max_tokens)
 
     @classmethod
     def from_batch(cls, batch: TokenBatch, source: str = "batch") -> "Corpus":
@@ -181,7 +194,9 @@ class Corpus:
         if rows.texts:
             parts.append(cls.from_texts(rows.texts, tokenizer, context=context, source=source))
         if rows.chats:
-            parts.append(cls.from_chats(rows.chats, tokenizer, context=4 * context, source=source))
+            parts.append(
+                cls.from_chats(rows.chats, tokenizer, context=CHAT_CONTEXTS * context, source=source)
+            )
         if not parts:
             raise EmptyData(f"{source!r} holds no text and no chats.")
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
@@ -360,19 +375,50 @@ def split_groups(groups: np.ndarray, fraction: float, seed: int) -> tuple[np.nda
 
 
 def load_text_source(
-    source: str | Path, tokenizer: Any, *, context: int = 128, limit: int | None = None
+    source: str | Path,
+    tokenizer: Any,
+    *,
+    context: int = 128,
+    limit: int | None = None,
+    max_tokens: int | None = None,
 ) -> Corpus:
-    """The corpus behind a command-line word: a text or chat file, or ``DATASET[:SPLIT[:COLUMN]]``."""
+    """The corpus behind a command-line word: a text or chat file, or ``DATASET[@CONFIG][:SPLIT[:COLUMN]]``.
+
+    With ``max_tokens`` the first ones; of a dataset no more rows are read than they need.
+    """
     if Path(source).is_file():
-        return Corpus.from_file(source, tokenizer, context=context)
+        corpus = Corpus.from_file(source, tokenizer, context=context)
+        return corpus if max_tokens is None else corpus.take(max_tokens)
     if Path(source).suffix in (".txt", ".jsonl"):
         raise FileNotFoundError(
             f"there is no file {str(source)!r}; name a .txt or .jsonl file, or a dataset."
         )
-    name, split, column = (*str(source).split(":"), "", "")[:3]
+    word, split, column = (*str(source).split(":"), "", "")[:3]
+    name, _, config = (word, "", "") if Path(word).exists() else word.partition("@")
     return Corpus.from_dataset(
-        name, tokenizer, split=split or "train", column=column or None, limit=limit, context=context
+        name,
+        tokenizer,
+        split=split or "train",
+        column=column or None,
+        config=config or None,
+        limit=limit,
+        max_tokens=max_tokens,
+        context=context,
     )
+
+
+def _documents(texts: Iterable[str], tokenizer: Any) -> list[np.ndarray]:
+    """The ids of each text that is not empty, without a BOS of its own."""
+    bos = tokenizer.bos_token_id
+    documents = [np.array(ids, dtype=np.int64) for ids in _encode([t for t in texts if t], tokenizer)]
+    return [ids[ids[:1].tolist() == [bos] :] for ids in documents]
+
+
+def _count(rows: Rows, tokenizer: Any, context: int) -> int:
+    """Tokens that these rows bring at least, whatever others stand beside them."""
+    texts = sum(len(ids) for ids in _documents(rows.texts, tokenizer))
+    chats = tokenise_chats(as_messages(rows.chats), tokenizer) if rows.chats else []
+    return texts + sum(min(len(ids), CHAT_CONTEXTS * context) for ids, _ in chats)
 
 
 def _encode(texts: list[str], tokenizer: Any) -> Iterator[list[int]]:

@@ -1,12 +1,13 @@
 """Rows of text and chats out of files and datasets, before any tokenizer sees them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+ROWS_AT_ONCE = 64  # read, then counted, before more are read
 CHATS, TEXTS = ("messages", "conversation"), ("text", "content")
 
 
@@ -16,6 +17,11 @@ class Rows:
 
     texts: list[str] = field(default_factory=list)
     chats: list[Any] = field(default_factory=list)
+
+    def __iadd__(self, other: "Rows") -> "Rows":
+        self.texts += other.texts
+        self.chats += other.chats
+        return self
 
 
 def read_file(path: str | Path) -> Rows:
@@ -37,22 +43,30 @@ def read_file(path: str | Path) -> Rows:
 
 
 def read_dataset(
-    name: str, split: str = "train", column: str | None = None, limit: int | None = None
-) -> Rows:
-    """Rows of a Hub dataset, or of a local folder that ``datasets`` can read; ``limit`` counts rows."""
+    name: str,
+    split: str = "train",
+    column: str | None = None,
+    limit: int | None = None,
+    config: str | None = None,
+) -> Iterator[Rows]:
+    """Rows of a Hub dataset, or of a local folder that ``datasets`` can read, a few at a time; ``limit`` counts rows."""
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise ImportError(f"reading the dataset {name!r} needs: pip install datasets") from error
-    rows = load_dataset(name, split=split, streaming=True)
-    return sort_rows(islice(rows, limit), column, f"{name}:{split}")
+    rows = islice(load_dataset(name, config, split=split, streaming=True), limit)
+    first = 0
+    while part := list(islice(rows, ROWS_AT_ONCE)):
+        yield sort_rows(part, column, f"{name}:{split}", first)
+        first += len(part)
 
 
-def sort_rows(rows: Iterable[dict[str, Any]], column: str | None, where: str) -> Rows:
-    """Text rows and chat rows apart, from ``column`` or from the first column with a known name."""
+def sort_rows(rows: Iterable[dict[str, Any]], column: str | None, where: str, first: int = 0) -> Rows:
+    """Text rows and chat rows apart, from ``column`` or from the first column with a known name; ``first`` numbers the rows."""
     sorted_rows = Rows()
-    for number, row in enumerate(rows):
-        name = column or next((name for name in (*CHATS, *TEXTS) if row.get(name)), None)
+    for number, row in enumerate(rows, first):
+        known = [name for name in (*CHATS, *TEXTS) if name in row]
+        name = column or next((name for name in known if row[name]), known[0] if known else None)
         value = row.get(name) if name else None
         if isinstance(value, str):
             sorted_rows.texts.append(value)
