@@ -12,7 +12,6 @@ import torch
 
 import tl_crosscoder as tlc
 
-torch.set_num_threads(2)
 STEPS, BATCH, TOKENS = 400, 512, 20_000
 
 pair = tlc.SyntheticPair(d_in=32, n_shared=16, n_weak=6, n_base=5, n_tuned=6, n_decoupled=5, p=0.05, seed=0)

@@ -12,7 +12,6 @@ from tl_crosscoder.data import data_path
 from tl_crosscoder.data.planted_tiny import TINY
 from tl_crosscoder.demo import RECIPES, demo_corpus
 
-torch.set_num_threads(2)
 STEPS, D_SAE, TOKENS, DRAWS = 780, 1024, 200_000, 10
 
 pair = tlc.ModelPair.load(
