@@ -72,7 +72,7 @@ chats = held_out.corpus.select(
     [i for i in held_out.sequences if held_out.corpus.flags_of(i)["assistant"].any()]
 )
 result = tlc.substitution(
-    cc, pair, chats.take(4000), table, ranking="difference_peak", top=(10, 30), n_bootstrap=500
+    cc, pair, chats.take(4000, seed=0), table, ranking="difference_peak", top=(10, 30), n_bootstrap=500
 )
 print(result.verdict)
 result.table.query("tokens == 'all'")[["condition", "kl", "ci_low", "ci_high", "recovered"]].round(3)
