@@ -3,7 +3,12 @@
 import ast
 import inspect
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 import tl_crosscoder
 
@@ -76,3 +81,15 @@ def test_every_name_in_the_readme_exists():
     assert snippets()
     missing = {name for tree in snippets() for name in names_used(tree) if not hasattr(tl_crosscoder, name)}
     assert not missing
+
+
+@pytest.mark.skipif(find_spec("nnsight") is None, reason="needs nnsight")
+def test_nnsight_takes_no_public_name_away():
+    """nnsight gives every object, and so every module, methods of its own."""
+    code = """
+import nnsight, tl_crosscoder as tlc
+for name in tlc.__all__:
+    home = getattr(getattr(tlc, name), "__module__", "tl_crosscoder")
+    assert home.startswith("tl_crosscoder"), (name, home)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
