@@ -2,8 +2,8 @@
 
     python benchmarks/demo_seeds.py smollm2-false-fact runs/demo-smollm2-false-fact --seeds 1 2
 
-Each seed trains a crosscoder anew on the run's ``acts/`` (another initialisation, order of data and held-out part) and asks the two studies
-about the planted behaviours only.  Prints one JSON line a seed.
+Each seed trains a crosscoder anew on the run's ``acts/`` (another initialisation, order of data and held-out part) and
+asks the two studies about the planted behaviours only.  Prints one JSON line a seed.
 """
 
 import argparse
