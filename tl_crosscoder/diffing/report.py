@@ -48,7 +48,7 @@ class DiffReport:
         if not self.folder.metrics.exists():
             return {}
         metrics = json.loads(self.folder.metrics.read_text(encoding="utf-8"))
-        return metrics if metrics["table_sha256"] == sha256(self.folder.table) else {}
+        return metrics if metrics.get("table_sha256") == sha256(self.folder.table) else {}
 
     @cached_property
     def config(self) -> DiffConfig:
