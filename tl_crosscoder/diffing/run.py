@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 
 from tl_crosscoder.analysis.table import latent_table
@@ -26,8 +27,8 @@ from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.studies.behaviour import behaviour_removal, tuned_answers
-from tl_crosscoder.studies.substitution import substitution
+from tl_crosscoder.studies.behaviour import BehaviourResult, behaviour_removal, tuned_answers
+from tl_crosscoder.studies.substitution import SubstitutionResult, substitution
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.train import train
@@ -101,28 +102,34 @@ def diff(
         behaviour = behaviour_removal(crosscoder, pair, behaviours, table, **asking)
         clock.lap("behaviour")
 
-    metrics = {
+    about = {
         "title": title or "What fine-tuning changed",
-        "verdict": verdict(table, substitutions, behaviour),
         "config": asdict(config),
         "pair": pair.description(),
-        "store": {
-            "tokens": len(store),
-            "dropped": store.manifest["dropped"],
-            "medians": store.manifest["medians"],
-        },
-        "table_sha256": sha256(folder.table),
-        "dictionary": table.attrs["metrics"],
-        "classes": table["class"].value_counts().to_dict(),
-        "substitution": {name: result.to_dict() for name, result in substitutions.items()},
-        "behaviour": behaviour.to_dict() if behaviour else None,
-        "seconds": clock.laps,
     }
-    write_json(folder.metrics, metrics)
+    about |= {"table_sha256": sha256(folder.table), "seconds": clock.laps}
+    write_json(folder.metrics, about | figures(store, table, substitutions, behaviour))
     say("writing the report")
     report = DiffReport(folder.root)
     report.write()
     return report
+
+
+def figures(
+    store: PairedActivations,
+    table: pd.DataFrame,
+    substitutions: dict[str, SubstitutionResult],
+    behaviour: BehaviourResult | None,
+) -> dict[str, Any]:
+    """The verdict and everything it rests on, for ``metrics.json``."""
+    return {
+        "verdict": verdict(table, substitutions, behaviour),
+        "store": {"tokens": len(store), **{name: store.manifest[name] for name in ("dropped", "medians")}},
+        "dictionary": table.attrs["metrics"],
+        "classes": table["class"].value_counts().to_dict(),
+        "substitution": {name: result.to_dict() for name, result in substitutions.items()},
+        "behaviour": behaviour.to_dict() if behaviour else None,
+    }
 
 
 def learn(
