@@ -31,7 +31,7 @@ def test_batch_topk_keeps_the_largest_scores_of_the_batch_and_leaves_their_value
     seed=st.integers(0, 10**6),
     k=st.integers(1, 13),
     coarse=st.booleans(),
-    guess=st.sampled_from([0.0, 0.5, 1.0, 1e9]),
+    guess=st.sampled_from([None, 0.0, 0.5, 1.0, 1e9]),
 )
 def test_batch_topk_equals_sorting_everything_whatever_was_guessed(seed, k, coarse, guess):
     pre, norms = draw(seed=seed, coarse=coarse)

@@ -1,10 +1,14 @@
-"""Sparse codes: which latents are active on which token, and how strongly."""
+"""Codes: which latents are active on which token, and how strongly.
+
+Two forms with the same methods: :class:`Codes` lists the active pairs; :class:`DenseCodes` writes every activation out, for
+batches in which so many latents are active that listing them would cost more.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_crosscoder.dictionary import sparse_ops
@@ -29,6 +33,13 @@ class Codes:
         return cls._of(acts.flatten()[flat], flat // acts.shape[1], flat % acts.shape[1], acts.shape)
 
     @classmethod
+    def at(cls, pairs: sparse_ops.Pairs, values: Float[Tensor, "nnz"]) -> "Codes":
+        """Strengths of pairs that are known already."""
+        codes = cls(values, pairs.latents, pairs.offsets, pairs.d_sae)
+        vars(codes)["pairs"] = pairs
+        return codes
+
+    @classmethod
     def _of(
         cls, values: Tensor, tokens: Tensor, latents: Tensor, shape: torch.Size | tuple[int, int]
     ) -> "Codes":
@@ -39,26 +50,43 @@ class Codes:
         return len(self.offsets) - 1
 
     @property
+    def n_active(self) -> int:
+        """The number of active pairs."""
+        return len(self.values)
+
+    @property
     def l0(self) -> float:
         """Mean number of active latents per token."""
-        return len(self.values) / max(1, len(self))
+        return self.n_active / max(1, len(self))
 
     def tokens(self) -> Int[Tensor, "nnz"]:
         """The token index of each pair."""
         rows = torch.arange(len(self), device=self.offsets.device)
         return torch.repeat_interleave(rows, self.offsets.diff(), output_size=len(self.values))
 
+    def fired(self) -> Bool[Tensor, "d_sae"]:
+        """The latents that are active on some token."""
+        fired = torch.zeros(self.d_sae, dtype=torch.bool, device=self.latents.device)
+        fired[self.latents] = True
+        return fired
+
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         """The matrix of activations, zero where no pair is."""
         acts = self.values.new_zeros(len(self), self.d_sae)
-        return acts.index_put((self.tokens(), self.latents), self.values)
+        return acts.index_put((self.pairs.tokens, self.latents), self.values)
 
-    def only(self, latents: Int[Tensor, "latent"]) -> "Codes":
+    def scaled(self, weights: Float[Tensor, "d_sae"]) -> Float[Tensor, "nnz"]:
+        """Each activation times its latent's weight; where a latent is not active the product would be 0."""
+        return self.values * weights[self.latents]
+
+    def only(self, latents: Int[Tensor, "latent"] | slice) -> "Codes":
         """The pairs of these latents; the tokens and ``d_sae`` stay."""
         chosen = torch.zeros(self.d_sae, dtype=torch.bool, device=self.latents.device)
         chosen[latents] = True
         keep = chosen[self.latents]
-        return self._of(self.values[keep], self.tokens()[keep], self.latents[keep], (len(self), self.d_sae))
+        return self._of(
+            self.values[keep], self.pairs.tokens[keep], self.latents[keep], (len(self), self.d_sae)
+        )
 
     def with_values(self, values: Float[Tensor, "nnz"]) -> "Codes":
         """The same pairs with other strengths."""
@@ -72,3 +100,46 @@ class Codes:
     def decode(self, rows: Float[Tensor, "d_sae *rest"]) -> Float[Tensor, "batch *rest"]:
         """``Σ_j f_j · rows[j]`` for each token."""
         return sparse_ops.decode_pairs(self.values, rows, self.pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseCodes:
+    """Every activation of a batch, zeros written out."""
+
+    acts: Float[Tensor, "batch d_sae"]
+
+    def __len__(self) -> int:
+        """The number of tokens."""
+        return len(self.acts)
+
+    @property
+    def n_active(self) -> int:
+        """The number of active pairs."""
+        return int(self.acts.count_nonzero())
+
+    @property
+    def l0(self) -> float:
+        """Mean number of active latents per token."""
+        return self.n_active / max(1, len(self))
+
+    def fired(self) -> Bool[Tensor, "d_sae"]:
+        """The latents that are active on some token."""
+        return (self.acts != 0).any(0)
+
+    def dense(self) -> Float[Tensor, "batch d_sae"]:
+        """The matrix of activations."""
+        return self.acts
+
+    def scaled(self, weights: Float[Tensor, "d_sae"]) -> Float[Tensor, "batch d_sae"]:
+        """Each activation times its latent's weight."""
+        return self.acts * weights
+
+    def only(self, latents: Int[Tensor, "latent"] | slice) -> "DenseCodes":
+        """The activations of these latents; the others are 0."""
+        chosen = torch.zeros(self.acts.shape[1], dtype=self.acts.dtype, device=self.acts.device)
+        chosen[latents] = 1
+        return DenseCodes(self.acts * chosen)
+
+    def decode(self, rows: Float[Tensor, "d_sae *rest"]) -> Float[Tensor, "batch *rest"]:
+        """``Σ_j f_j · rows[j]`` for each token."""
+        return (self.acts @ rows.flatten(1)).unflatten(1, rows.shape[1:])

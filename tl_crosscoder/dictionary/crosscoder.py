@@ -5,14 +5,15 @@ from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tl_crosscoder.dictionary.codes import Codes
+from tl_crosscoder.dictionary.codes import Codes, DenseCodes
 from tl_crosscoder.dictionary.init import decoder_rows
 from tl_crosscoder.dictionary.normalizer import Normalizer
-from tl_crosscoder.dictionary.sparse_ops import decode_pairs, encode_pairs
+from tl_crosscoder.dictionary.scores import Crowded, ExactScores
+from tl_crosscoder.dictionary.screening import ScreenedScores, screens
+from tl_crosscoder.dictionary.sparse_ops import Pairs, encode_pairs
 from tl_crosscoder.dictionary.sparsity import SPARSITIES, Sparsity
 from tl_crosscoder.errors import ShapeMismatch
 
@@ -23,13 +24,21 @@ CODE_NORMS = ("sum", "l2", "none")
 
 @dataclass(frozen=True, eq=False)
 class CrosscoderOutput:
-    """One forward pass.  ``target`` (x) and ``estimate`` are in normalised units, ``recon`` is raw."""
+    """One forward pass.  ``target`` (x) and ``estimate`` are in the normalised units of ``units``, ``recon`` is raw."""
 
-    pre_acts: Float[Tensor, "batch d_sae"]
-    acts: Float[Tensor, "batch d_sae"]
+    codes: Codes | DenseCodes
     target: Float[Tensor, "batch model d_in"]
     estimate: Float[Tensor, "batch model d_in"]
-    recon: Float[Tensor, "batch model d_in"]
+    units: Normalizer
+
+    @property
+    def acts(self) -> Float[Tensor, "batch d_sae"]:
+        """The codes with zeros written out."""
+        return self.codes.dense()
+
+    @property
+    def recon(self) -> Float[Tensor, "batch model d_in"]:
+        return self.units.denormalise(self.estimate)
 
 
 @final
@@ -75,6 +84,7 @@ class Crosscoder(nn.Module):
         self.code_norm, self.init_norm, self.same_init, self.seed = code_norm, init_norm, same_init, seed
         self.sparsity, self.normalizer = sparsity, normalizer
         self.units: Normalizer | None = None  # set by folded(): the units of norms, losses and scores
+        self._crowded = False  # so many latents were active lately that pairs do not pay
         device = torch.get_default_device()
         if device.type == "meta":  # a shell to load weights into
             rows = torch.empty(d_sae, n_models, d_in)
@@ -93,27 +103,29 @@ class Crosscoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch model d_in"]) -> CrosscoderOutput:
         y = self._normalised(x, "forward")
-        pre_acts = self._pre_acts(y)
-        acts, estimate = self._sparse(y, pre_acts) if self.sparsity.selects else self._dense(pre_acts)
-        recon = self.normalizer.denormalise(estimate)
-        if self.units is not None:
-            y, estimate = self.units.normalise(y), self.units.normalise(estimate)
-        return CrosscoderOutput(pre_acts, acts, y, estimate, recon)
+        codes = self._codes(y)
+        estimate = codes.decode(self.W_dec) + self.b_dec
+        if self.units is None:
+            return CrosscoderOutput(codes, y, estimate, self.normalizer)
+        return CrosscoderOutput(codes, self.units.normalise(y), self.units.normalise(estimate), self.units)
 
     def encode(self, x: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "batch d_sae"]:
         """The codes of raw activations, with zeros written out."""
-        return self._select(self._pre_acts(self._normalised(x, "encode")))
+        return self._codes(self._normalised(x, "encode")).dense()
 
     def encode_sparse(self, x: Float[Tensor, "batch model d_in"]) -> Codes:
         """The codes of raw activations, active pairs only."""
-        return Codes.from_dense(self.encode(x))
+        codes = self._codes(self._normalised(x, "encode"))
+        return codes if isinstance(codes, Codes) else Codes.from_dense(codes.acts)
 
     def pre_acts(
-        self, x: Float[Tensor, "batch model d_in"], latents: Int[Tensor, "latent"]
+        self, x: Float[Tensor, "batch model d_in"], latents: Int[Tensor, "latent"] | None = None
     ) -> Float[Tensor, "batch latent"]:
-        """The pre-activations of some latents, at their cost alone."""
-        y = self._normalised(x, "pre_acts").flatten(1)
-        return F.linear(y, self.W_enc_rows[latents].flatten(1), self.b_enc[latents])
+        """The pre-activations of all latents, or of some at their cost alone."""
+        y = self._normalised(x, "pre_acts")
+        if latents is None:
+            return self._pre_acts(y)
+        return F.linear(y.flatten(1), self.W_enc_rows[latents].flatten(1), self.b_enc[latents])
 
     def decode(self, acts: Float[Tensor, "batch d_sae"] | Codes) -> Float[Tensor, "batch model d_in"]:
         """The reconstruction of every model's activations, raw units."""
@@ -213,31 +225,31 @@ class Crosscoder(nn.Module):
             )
         return self.normalizer.normalise(x.to(self.W_dec.dtype))
 
-    def _pre_acts(self, y: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "batch d_sae"]:
-        flat = rearrange(y, "batch model d_in -> batch (model d_in)")
-        return F.linear(flat, self.W_enc_rows.flatten(1), self.b_enc)
+    def _codes(self, y: Float[Tensor, "batch model d_in"]) -> Codes | DenseCodes:
+        """The same codes and gradients from active pairs only where these are few, densely where they are many."""
+        if self.sparsity.selects and not self._crowded:
+            try:
+                return self._paired(y)
+            except Crowded:
+                pass
+        codes = DenseCodes(self.sparsity(self._pre_acts(y), self.selection_norms().detach()))
+        self._crowded = codes.n_active > MAX_DENSITY * self.d_sae * len(codes)
+        return codes
 
-    def _select(self, pre_acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_sae"]:
+    def _paired(self, y: Float[Tensor, "batch model d_in"]) -> Codes:
+        """Raises Crowded where more than ``MAX_DENSITY`` of the latents are active."""
         with torch.no_grad():
-            norms = self.selection_norms()
-        return self.sparsity(pre_acts, norms)
+            kind = ScreenedScores if screens(y) else ExactScores
+            limit = int(MAX_DENSITY * self.d_sae * len(y))
+            rows = self.W_enc_rows.flatten(1)
+            found = self.sparsity.choose(kind(y.flatten(1), rows, self.b_enc, self.selection_norms(), limit))
+            pairs, order = Pairs.of_latent_order(found.tokens, found.latents, len(y), self.d_sae)
+        values = encode_pairs(y, self.W_enc_rows, self.b_enc, pairs, found.pre_acts[order])
+        return Codes.at(pairs, values)
 
-    def _dense(self, pre_acts: Float[Tensor, "batch d_sae"]) -> tuple[Tensor, Tensor]:
-        acts = self._select(pre_acts)
-        return acts, self._estimate(acts)
-
-    def _sparse(
-        self, y: Float[Tensor, "batch model d_in"], pre_acts: Float[Tensor, "batch d_sae"]
-    ) -> tuple[Tensor, Tensor]:
-        """``_dense`` with the same numbers and gradients, in time proportional to the active pairs where they are few."""
-        chosen = Codes.from_dense(self._select(pre_acts.detach()))
-        if chosen.l0 > MAX_DENSITY * self.d_sae:
-            return self._dense(pre_acts)
-        values = encode_pairs(y, self.W_enc_rows, self.b_enc, chosen.pairs, chosen.values)
-        return chosen.with_values(values).dense(), decode_pairs(values, self.W_dec, chosen.pairs) + self.b_dec
+    def _pre_acts(self, y: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "batch d_sae"]:
+        return F.linear(y.flatten(1), self.W_enc_rows.flatten(1), self.b_enc)
 
     def _estimate(self, acts: Tensor | Codes) -> Float[Tensor, "batch model d_in"]:
-        if isinstance(acts, Codes):
-            return acts.decode(self.W_dec) + self.b_dec
-        flat = torch.addmm(self.b_dec.flatten(), acts, self.W_dec.flatten(1))
-        return flat.unflatten(1, self.b_dec.shape)
+        codes = acts if isinstance(acts, Codes) else DenseCodes(acts)
+        return codes.decode(self.W_dec) + self.b_dec

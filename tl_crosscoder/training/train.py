@@ -50,7 +50,7 @@ def train(
                 out = crosscoder(x)
                 terms = {loss.name: loss(x, out, crosscoder, progress) for loss in losses}
                 descend(crosscoder, optimizer, terms, step, config)
-            firing.update(out.acts)
+            firing.update(out.codes)
             window.add(out, terms)
             tokens += len(x)
             history.interrupted = interrupt.is_set()

@@ -16,14 +16,14 @@ class Window:
     def __init__(self):
         self.tokens, self.steps, self.start = 0, 0, time.perf_counter()
         self.losses: dict[str, Tensor] = {}
-        self.active: Tensor | int = 0
+        self.active = 0
         self.moments: list[Tensor] = []
 
     @torch.no_grad()
     def add(self, out: CrosscoderOutput, losses: dict[str, Tensor]) -> None:
-        self.tokens += len(out.acts)
+        self.tokens += len(out.codes)
         self.steps += 1
-        self.active = self.active + out.acts.count_nonzero()
+        self.active += out.codes.n_active
         for name, value in losses.items():
             self.losses[name] = self.losses.get(name, 0) + value.detach()
         error = out.target - out.estimate
@@ -47,7 +47,7 @@ class Window:
                 f"fve_{name}": value if math.isfinite(value) else None
                 for name, value in zip(names, fve, strict=False)
             },
-            "l0": float(self.active) / self.tokens,
+            "l0": self.active / self.tokens,
             "tokens_per_second": round(self.tokens / (time.perf_counter() - self.start), 1),
         }
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder, CrosscoderOutput
 from tl_crosscoder.dictionary.losses.base import LOSSES, Progress
-from tl_crosscoder.dictionary.sparsity.base import scores
 
 
 @LOSSES.register("auxk")
@@ -39,7 +38,7 @@ class AuxK:
         k = min(self.k_aux or crosscoder.d_in // 2, len(dead))
         acts = crosscoder.pre_acts(x, dead).relu()
         if k < len(dead):
-            v = scores(acts, crosscoder.selection_norms()[dead])
+            v = acts.detach() * crosscoder.selection_norms().detach()[dead]
             chosen = v.topk(k, dim=-1, sorted=False).indices
             acts = torch.zeros_like(acts).scatter(1, chosen, acts.gather(1, chosen))
         residual = (out.target - out.estimate).detach().flatten(1)

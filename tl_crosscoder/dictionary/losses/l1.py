@@ -38,4 +38,4 @@ class L1:
         weight = self.weight * min(1.0, progress.step / warmup if warmup else 1.0)
         norms = crosscoder.decoder_norms()
         price = norms.sum(-1) if self.norm == "sum" else norms.norm(dim=-1)
-        return weight * (out.acts.sum(0) @ price) / len(out.acts)
+        return weight * out.codes.scaled(price).sum() / len(out.codes)

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tl_crosscoder.dictionary.scores import Found, GivenScores, Scores
 from tl_crosscoder.registry import Registry
 
 SPARSITIES = Registry("sparsity")
@@ -21,16 +22,23 @@ class Sparsity(nn.Module, ABC):
     #: The activations are pre-activations, kept or dropped: their gradient is 1 where kept and 0 elsewhere.
     selects = True
     #: Active latents per token asked for at this step; None where no number is asked for.
-    k_now: int | None = None
+    k_now: int | float | None = None
 
     def __init__(self):
         super().__init__()
 
     @abstractmethod
+    def choose(self, scores: Scores) -> Found:
+        """The active pairs; ask ``scores`` for as little as decides it (``above``), or for every pre-activation."""
+
     def forward(
         self, pre_acts: Float[Tensor, "batch d_sae"], norms: Float[Tensor, "d_sae"]
     ) -> Float[Tensor, "batch d_sae"]:
         """The activations, zero where not chosen; no gradient flows through the choice."""
+        found = self.choose(GivenScores(pre_acts.detach(), norms.detach()))
+        chosen = pre_acts.new_zeros(pre_acts.shape, dtype=bool)
+        chosen[found.tokens, found.latents] = True
+        return pre_acts.where(chosen, 0)
 
     def advance(self, step: int, steps: int) -> None:
         """Set the schedule for training step ``step`` (from 0) of ``steps``."""
@@ -39,13 +47,6 @@ class Sparsity(nn.Module, ABC):
         """Refuse a dictionary this sparsity cannot serve."""
 
 
-def scores(
-    pre_acts: Float[Tensor, "batch d_sae"], norms: Float[Tensor, "d_sae"]
-) -> Float[Tensor, "batch d_sae"]:
-    """``relu(pre_acts) · norms``, outside autograd and with one temporary."""
-    return pre_acts.detach().relu().mul_(norms.detach())
-
-
-def check_k(k: int, d_sae: int) -> None:
-    if not 1 <= k <= d_sae:
-        raise ValueError(f"k is the number of active latents per token: 1 <= k <= d_sae={d_sae}, got k={k}")
+def check_k(k: int | float, d_sae: int) -> None:
+    if not 0 < k <= d_sae:
+        raise ValueError(f"k is the number of active latents per token: 0 < k <= d_sae={d_sae}, got k={k}")

@@ -1,20 +1,23 @@
 """The k · batch largest scores of the batch while training; a fixed threshold afterwards."""
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.dictionary.sparse_ops import flat_nonzero
-from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity, check_k, scores
+from tl_crosscoder.dictionary.scores import Found, Scores
+from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity, check_k
+
+#: Tokens looked at to guess where the smallest kept score lies.
+SAMPLE = 32
 
 
 @SPARSITIES.register("batch_topk")
 class BatchTopK(Sparsity):
     """Training keeps the k · batch largest scores of the batch; evaluation keeps scores above a threshold.
 
-    ``k``: mean active latents per token.  ``k_max``: k starts there and falls linearly to ``k`` over ``k_anneal_steps`` (None: no
-    annealing).  The threshold is the running mean (``threshold_decay``) of the smallest kept score, taken after ``threshold_start``
-    of the training steps.  Of equal scores the lowest (token, latent) wins; a batch with fewer positive scores keeps them all.
+    ``k``: mean active latents per token, k · batch a whole number.  ``k_max``: k starts there and falls linearly to ``k`` over
+    ``k_anneal_steps`` (None: no annealing).  The threshold is the running mean (``threshold_decay``) of the smallest kept score,
+    taken after ``threshold_start`` of the training steps.  Of equal scores the lowest (token, latent) wins; a batch with fewer
+    positive scores keeps them all.
 
     Source: Bussmann et al. 2024, arXiv:2412.06410; for crosscoders Minder et al. 2025, arXiv:2504.02922.
     """
@@ -23,8 +26,8 @@ class BatchTopK(Sparsity):
 
     def __init__(
         self,
-        k: int,
-        k_max: int | None = None,
+        k: int | float,
+        k_max: int | float | None = None,
         k_anneal_steps: int = 0,
         threshold_start: float = 0.5,
         threshold_decay: float = 0.99,
@@ -42,9 +45,10 @@ class BatchTopK(Sparsity):
         self.threshold_start, self.threshold_decay = threshold_start, threshold_decay
         self.k_now = k
         self.tracking = True
-        self.guess = (
-            0.0  # a lower bound for the next smallest kept score; speeds the search, never changes its result
-        )
+        # Where the next smallest kept score is looked for, the last one, and the margin between: only speed depends on them.
+        self.guess: float | None = None
+        self.smallest: float | None = None
+        self.margin = 0.1
         self.register_buffer("threshold", torch.tensor(-1.0))
 
     def check(self, d_sae: int) -> None:
@@ -55,44 +59,69 @@ class BatchTopK(Sparsity):
     def advance(self, step: int, steps: int) -> None:
         self.k_now = self.k
         if self.k_max is not None and step < self.k_anneal_steps:
-            self.k_now = round(self.k_max + (self.k - self.k_max) * step / self.k_anneal_steps)
+            self.k_now = max(1, round(self.k_max + (self.k - self.k_max) * step / self.k_anneal_steps))
         self.tracking = step >= int(self.threshold_start * steps)
 
-    def forward(
-        self, pre_acts: Float[Tensor, "batch d_sae"], norms: Float[Tensor, "d_sae"]
-    ) -> Float[Tensor, "batch d_sae"]:
-        v = scores(pre_acts, norms)
+    def choose(self, scores: Scores) -> Found:
         if not self.training:
             if self.threshold < 0:
                 raise RuntimeError(
                     "BatchTopK has no threshold yet: train first (it is estimated after "
                     f"{self.threshold_start:.0%} of the steps) or set sparsity.threshold"
                 )
-            return pre_acts.where(v > self.threshold, 0)
-        flat = v.view(-1)
-        kept = self._largest(flat, (self.k_now or self.k) * len(v))
+            return scores.above(self.threshold.item())
+        kept = self._largest(scores, self._count(scores.n_tokens))
         if self.tracking and len(kept):
-            self._track(flat[kept].min())
-        chosen = torch.zeros(flat.shape, dtype=torch.bool, device=v.device)
-        chosen[kept] = True
-        return pre_acts.where(chosen.view_as(v), 0)
+            self._track(kept.scores.min())
+        return kept
 
-    def _largest(self, v: Float[Tensor, "n"], count: int) -> Int[Tensor, "kept"]:
-        """The positions of the ``count`` largest positive scores, or of all of them where there are fewer.
+    def _count(self, n_tokens: int) -> int:
+        count = (self.k_now or self.k) * n_tokens
+        if not float(count).is_integer():
+            raise ValueError(
+                f"k={self.k_now or self.k} latents a token are {count} in a batch of {n_tokens} tokens, not a whole number; "
+                "choose another k or batch size, and leave out a smaller last batch (drop_last=True)"
+            )
+        return int(count)
 
-        Exact: only scores above a guess are looked at, and the guess stands if there are at least ``count`` of them.
-        """
-        candidates = flat_nonzero(v > self.guess)
-        if self.guess and len(candidates) < count:
-            candidates = flat_nonzero(v > 0)
-        if len(candidates) <= count:
-            return candidates
-        values = v[candidates]
-        smallest = values.topk(count, sorted=False).values.min()
-        self.guess = 0.9 * smallest.item()
-        above, ties = values > smallest, values == smallest
-        return candidates[above | (ties & (ties.cumsum(0) <= count - above.sum()))]
+    def _largest(self, scores: Scores, count: int) -> Found:
+        """The pairs with the ``count`` largest scores, or all with a positive one where there are fewer."""
+        found = self._at_least(scores, count)
+        if len(found) <= count:
+            return found
+        smallest = found.scores.kthvalue(len(found) - count + 1).values
+        self._expect(smallest.item())
+        above, ties = found.scores > smallest, (found.scores == smallest).nonzero()[:, 0]
+        room = count - int(above.sum())
+        if len(ties) > room:  # the lowest tokens, then the lowest latents
+            place = found.tokens[ties] * scores.d_sae + found.latents[ties]
+            ties = ties[place.argsort()[:room]]
+        above[ties] = True
+        return found[above]
 
-    def _track(self, smallest: Float[Tensor, ""]) -> None:
+    def _expect(self, smallest: float) -> None:
+        """Look a margin below the last smallest kept score next time, and further where it has been falling."""
+        falling = min(1.0, smallest / self.smallest) if self.smallest else 1.0
+        self.guess, self.smallest = smallest * falling * (1 - self.margin), smallest
+
+    def _at_least(self, scores: Scores, count: int) -> Found:
+        """All pairs above some bar, ``count`` of them or more; all with a positive score where there are fewer."""
+        bar, wanted = self.guess, 1.3
+        while True:
+            if bar is None:
+                bar, wanted = self._sampled_bar(scores, wanted * count / scores.n_tokens), 2 * wanted
+            found = scores.above(bar)
+            if len(found) >= count or bar == 0:
+                self.margin = max(0.02, 0.98 * self.margin)
+                return found
+            bar, self.margin = None, min(0.5, 1.5 * self.margin)
+
+    def _sampled_bar(self, scores: Scores, per_token: float) -> float:
+        """The score that ``per_token`` latents exceed on the average token of a sample; 0 where fewer are positive."""
+        sample = scores.sample(SAMPLE)
+        v, count = sample.weighed().flatten(), round(per_token * sample.n_tokens)
+        return 0.0 if count >= len(v) else v.kthvalue(len(v) - count).values.item()
+
+    def _track(self, smallest: Tensor) -> None:
         old = self.threshold if self.threshold >= 0 else smallest
         self.threshold.copy_(self.threshold_decay * old + (1 - self.threshold_decay) * smallest)

@@ -3,7 +3,8 @@
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity, check_k, scores
+from tl_crosscoder.dictionary.scores import Found, Scores
+from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity, check_k
 
 
 @SPARSITIES.register("topk")
@@ -17,12 +18,11 @@ class TopK(Sparsity):
     def check(self, d_sae: int) -> None:
         check_k(self.k, d_sae)
 
-    def forward(
-        self, pre_acts: Float[Tensor, "batch d_sae"], norms: Float[Tensor, "d_sae"]
-    ) -> Float[Tensor, "batch d_sae"]:
-        v = scores(pre_acts, norms)
+    def choose(self, scores: Scores) -> Found:
+        pre_acts = scores.pre_acts()
+        v = pre_acts.relu().mul_(scores.norms)
         smallest = v.topk(self.k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-        return pre_acts.where(largest(v, smallest, self.k), 0)
+        return scores.at(largest(v, smallest, self.k), pre_acts)
 
 
 def largest(

@@ -1,0 +1,77 @@
+"""Scores found by a product in half precision, then verified: the same pairs as in full precision, by proof.
+
+Written x̂ and ŵ for x and w rounded to bfloat16 (relative error at most u = 2⁻⁸ an element), the product's error is bounded for
+each pair by Cauchy and Schwarz:
+
+    |⟨x, w⟩ − ⟨x̂, ŵ⟩| = |⟨x − x̂, w⟩ + ⟨x̂, w − ŵ⟩| ≤ (‖x − x̂‖ + u ‖x̂‖) ‖w‖,
+
+to which γ ‖x‖ ‖w‖ is added for the float32 sums.  The bound is a product of a number of the token and a number of the latent: it
+rides along as one more column of the product itself, as do the bias and the floor.  A pair is looked at again, in full precision,
+wherever ⟨x̂, ŵ⟩ + bias − floor + bound > 0; a pair above its floor cannot be missed, so no answer needs to be checked afterwards.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_crosscoder.dictionary.scores import Block, ExactScores
+from tl_crosscoder.dictionary.sparse_ops import dots_by_latent, flat_nonzero, starts
+
+UNIT = 2.0**-8
+#: Rounding up to bfloat16, and slack for the sums of the small columns themselves.
+SLACK = 1 + 2.0**-5
+#: Columns added to the product: bias less floor in two parts, the bound; the rest is padding to the width of a matrix tile.
+COLUMNS = 32
+FAR_BELOW = -1e30
+
+
+def screens(x: Tensor) -> bool:
+    """Whether a bfloat16 product is faster than a float32 one where these activations are."""
+    if x.dtype != torch.float32:
+        return False
+    if x.device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return x.device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+class ScreenedScores(ExactScores):
+    """The same answers as :class:`ExactScores`; float32 only."""
+
+    def blocks(self, floor: Float[Tensor, "d_sae"]) -> Iterator[Block]:
+        x_low = self._widened_x()
+        n = self.x.shape[1]
+        for block in self.slices(2):
+            rows = self.rows[block]
+            low = rows.new_zeros(len(rows), n + COLUMNS, dtype=torch.bfloat16)
+            low[:, :n] = rows
+            height = (self.bias[block] - floor[block]).nan_to_num(
+                FAR_BELOW, posinf=-FAR_BELOW, neginf=FAR_BELOW
+            )
+            height += height.abs() * 2.0**-14  # its two parts together are right to 2⁻¹⁶
+            low[:, n] = height
+            low[:, n + 1] = height - low[:, n]
+            low[:, n + 2] = rows.norm(dim=1) * SLACK
+            flat = flat_nonzero((low @ x_low.T).view(torch.int16) > 0)  # the sign bit of a bfloat16
+            latents = flat // self.n_tokens
+            tokens = flat - latents * self.n_tokens
+            yield Block(tokens, latents + block.start, self._verified(block, tokens, latents))
+
+    def _widened_x(self) -> Float[Tensor, "batch _"]:
+        n = self.x.shape[1]
+        low = self.x.new_zeros(self.n_tokens, n + COLUMNS, dtype=torch.bfloat16)
+        low[:, :n] = self.x
+        rounded = low[:, :n].float()
+        gamma = 2.0**-23 * (n + COLUMNS)
+        norm = rounded.norm(dim=1)
+        low[:, n : n + 2] = 1
+        low[:, n + 2] = ((self.x - rounded).norm(dim=1) + (UNIT + gamma) * norm) * SLACK
+        return low
+
+    def _verified(
+        self, block: slice, tokens: Int[Tensor, "nnz"], latents: Int[Tensor, "nnz"]
+    ) -> Float[Tensor, "nnz"]:
+        rows = self.rows[block]
+        dots = dots_by_latent(self.x, rows, tokens, starts(latents, len(rows)))
+        return dots + self.bias[block][latents]
