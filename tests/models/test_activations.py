@@ -2,17 +2,13 @@ import json
 import struct
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from fake_pair import FakePair, byte_tokenizer
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tl_crosscoder.errors import CorruptFile, EmptyData, PairMismatch
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.capture import capture
-from tl_crosscoder.models.mixing import mixed_batches
 
 
 @pytest.fixture
@@ -80,19 +76,6 @@ def test_a_batch_mixes_sequences_from_all_shards(store):
         len(found & set(multiset(shard.acts(0, len(shard)).float()))) / len(shard) for shard in store.shards
     ]
     assert min(shares) > 0.1  # 100 of 372 rows: 0.27 expected from each
-
-
-@given(
-    st.lists(st.integers(0, 9), min_size=1, max_size=9), st.integers(1, 12), st.integers(1, 20), st.booleans()
-)
-def test_mixing_keeps_every_row_once(block_sizes, batch_size, buffer_rows, drop_last):
-    rows = torch.arange(sum(block_sizes)).float().reshape(-1, 1, 1)
-    blocks = list(rows.split(block_sizes))
-    batches = list(mixed_batches(blocks, batch_size, buffer_rows, np.random.default_rng(0), drop_last))
-    seen = [int(v) for x in batches for v in x.flatten()]
-    assert len(set(seen)) == len(seen)
-    assert len(seen) == len(rows) - (len(rows) % batch_size if drop_last else 0)
-    assert all(len(x) == batch_size for x in batches[:-1])
 
 
 def test_sequential_batches_are_the_located_rows_and_fill_up(store):

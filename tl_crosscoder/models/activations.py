@@ -1,5 +1,6 @@
 """PairedActivations: what two models made of the same tokens, raw units, in memory or on disk."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,17 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_crosscoder.errors import CorruptFile, EmptyData
+from tl_crosscoder.errors import CorruptFile, EmptyData, NonFiniteActs
 from tl_crosscoder.models.corpus import Corpus, Indices, split_groups
-from tl_crosscoder.models.harvest import Pair
+from tl_crosscoder.models.harvest import SIDES, SKIPPED_AT_MOST, OnNonFinite, Pair
 from tl_crosscoder.models.manifest import MANIFEST, read_manifest, refuse_other_description, refuse_other_pair
-from tl_crosscoder.models.mixing import mixed_batches
-from tl_crosscoder.models.shards import FileShard, Shard, check_shard
+from tl_crosscoder.models.mixing import MixedBatches, fingerprints
+from tl_crosscoder.models.shards import FileShard, Shard, check_shard, in_groups
 
 Run = tuple[int, int, int]
+BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,11 +129,18 @@ class PairedActivations:
         seed: int = 0,
         *,
         buffer_rows: int = 65_536,
-        block_rows: int = 256,
+        block_rows: int | None = None,
         drop_last: bool = False,
+        on_nonfinite: OnNonFinite = "error",
     ) -> "ShuffledBatches":
-        """Random float32 batches, for training; iterate again for the next epoch, in another order."""
-        return ShuffledBatches(self, batch_size, seed, buffer_rows, block_rows, drop_last)
+        """Random float32 batches, for training; iterate again for the next epoch, in another order.
+
+        Rows are read in blocks into a buffer from which batches are drawn.  ``block_rows``: so many neighbours a block; None
+        makes a block of what was captured together, so that :func:`stream` gives the same batches, or of 256 rows of a
+        view, which no stream gives.  Raises NonFiniteActs for NaN or Inf, unless ``on_nonfinite="skip"``, which leaves up
+        to 0.1 % of the rows out of both models.
+        """
+        return ShuffledBatches(self, batch_size, seed, buffer_rows, block_rows, drop_last, on_nonfinite)
 
     def rows_of(self, sequence: int) -> Located:
         """The tokens of one sequence that are here, in order; none where all were dropped."""
@@ -173,6 +182,29 @@ class PairedActivations:
         """Raise PairMismatch unless the pair described, such as the one saved with a crosscoder, has these models and this hook."""
         refuse_other_description(self.manifest, description)
 
+    @property
+    def whole(self) -> bool:
+        """Whether every row of the shards is here: not in a view that leaves some out."""
+        return len(self) == sum(map(len, self.shards))
+
+    def captured_together(self) -> list[Run]:
+        """The rows of each group of sequences that went through the models together; none where all its tokens were dropped."""
+        asked, runs = self.manifest["asked"], []
+        groups = in_groups(self.corpus, asked["shard_tokens"], asked["max_tokens"])
+        for number, part in enumerate(groups):
+            at = 0
+            for group in part:
+                places = (self._places.get(sequence, (0, 0, 0)) for sequence in group.tolist())
+                rows = sum(stop - start for shard, start, stop in places if shard == number)
+                runs.append((number, at, at + rows))
+                at += rows
+        if sum(stop - start for _, start, stop in runs) != len(self):
+            raise CorruptFile(
+                f"the manifest says shards of {asked['shard_tokens']:,} tokens, which these shards of "
+                f"{len(self):,} rows do not have; pass block_rows={BLOCK_ROWS}."
+            )
+        return runs
+
     @cached_property
     def _places(self) -> dict[int, Run]:
         """Sequence -> the rows that hold it, which are contiguous."""
@@ -206,11 +238,10 @@ def stored_corpus(folder: Path, manifest: dict[str, Any]) -> Corpus:
     return corpus
 
 
-class ShuffledBatches:
-    """Each iteration is one epoch: every token once, in an order that depends on ``seed`` and ``epoch`` alone.
+class ShuffledBatches(MixedBatches):
+    """Random float32 batches of a store; see :class:`MixedBatches` for their order and for resuming.
 
-    ``epoch`` counts the iterations begun; assign it to go back to one.  Blocks of neighbouring rows are read in random order
-    from all shards into a buffer, and batches are drawn from it: reading stays nearly sequential.
+    Blocks of neighbouring rows are read from all shards: reading stays nearly sequential.
     """
 
     def __init__(
@@ -219,36 +250,88 @@ class ShuffledBatches:
         batch_size: int,
         seed: int = 0,
         buffer_rows: int = 65_536,
-        block_rows: int = 256,
+        block_rows: int | None = None,
         drop_last: bool = False,
+        on_nonfinite: OnNonFinite = "error",
     ):
-        if min(batch_size, buffer_rows, block_rows) < 1:
+        if min(batch_size, buffer_rows, 1 if block_rows is None else block_rows) < 1:
             raise ValueError(
                 f"batch, buffer and block of {batch_size}, {buffer_rows}, {block_rows}; wanted 1 or more."
             )
-        self.store, self.batch_size, self.seed, self.epoch = store, batch_size, seed, 0
-        self.buffer_rows, self.block_rows, self.drop_last = (
-            min(buffer_rows, len(store)),
-            block_rows,
-            drop_last,
-        )
+        if on_nonfinite not in ("error", "skip"):
+            raise ValueError(f"on_nonfinite={on_nonfinite!r}; known: error, skip.")
+        super().__init__(batch_size, seed, buffer_rows, drop_last)
+        self.store, self.buffer_rows, self.block_rows = store, buffer_rows, block_rows
+        self.on_nonfinite = on_nonfinite
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches in an epoch, if no row is skipped."""
         whole, rest = divmod(len(self.store), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[Float[Tensor, "batch model d_in"]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        self.epoch += 1
-        yield from mixed_batches(self._blocks(rng), self.batch_size, self.buffer_rows, rng, self.drop_last)
-
-    def _blocks(self, rng: np.random.Generator) -> Iterator[Tensor]:
-        blocks = [
-            (shard, at, min(at + self.block_rows, stop))
+    @cached_property
+    def _blocks(self) -> list[Run]:
+        """The rows of each block, (shard, start, stop)."""
+        if self.block_rows is None and self.store.whole:
+            return self.store.captured_together()
+        rows = BLOCK_ROWS if self.block_rows is None else self.block_rows
+        return [
+            (shard, at, min(at + rows, stop))
             for shard, start, stop in self.store.runs
-            for at in range(start, stop, self.block_rows)
+            for at in range(start, stop, rows)
         ]
-        for number in rng.permutation(len(blocks)):
-            shard, start, stop = blocks[number]
-            yield self.store.shards[shard].acts(start, stop)
+
+    @property
+    def _n_blocks(self) -> int:
+        return len(self._blocks)
+
+    @property
+    def _rows_at_most(self) -> int:
+        return self.store.manifest["candidates"] if self.store.whole else len(self.store)
+
+    def _read(self, block: int) -> Float[Tensor, "batch model d_in"]:
+        shard, start, stop = self._blocks[block]
+        x = self.store.shards[shard].acts(start, stop)
+        if x.sum(dtype=torch.float32).isfinite():
+            return x
+        finite = x.isfinite().all(dim=-1)
+        whole = finite.all(dim=-1)
+        if not whole.all():  # else the sum alone was too large
+            self._judge(finite, shard, start)
+        return x[whole]
+
+    def _judge(self, finite: Bool[Tensor, "batch model"], shard: int, start: int) -> None:
+        """Raise for the first row that is not finite, unless it may be skipped."""
+        row, model = (~finite).nonzero()[0].tolist()
+        self.skipped += int((~finite).any(dim=-1).sum())
+        allowed = int(SKIPPED_AT_MOST * len(self.store))
+        if self.on_nonfinite == "skip" and self.skipped <= allowed:
+            return
+        holder = self.store.shards[shard]
+        sequence, position = (int(place) for place in holder.places(start + row, start + row + 1))
+        name = holder.path.name if isinstance(holder, FileShard) else f"part {shard}"
+        side = SIDES[model] if model < len(SIDES) else f"number {model}"
+        remedy = (
+            f"{self.skipped} rows are not finite and at most {allowed} of {len(self.store):,} may be skipped"
+            if self.on_nonfinite == "skip"
+            else "on_nonfinite='skip' leaves such rows out of both models"
+        )
+        raise NonFiniteActs(
+            f"NaN or Inf in the {side} model at {self.store.manifest['hook']!r}: sequence {sequence} "
+            f"({self.store.corpus.sources[sequence]}), position {position}, {name}.  Capture that "
+            f"shard again (delete its file, and only it is made anew); {remedy}."
+        )
+
+    def _data(self) -> dict[str, Any]:
+        manifest, asked, whole = self.store.manifest, self.store.manifest["asked"], self.store.whole
+        together = self.block_rows is None and whole
+        data = {
+            "blocks": "captured together" if together else self.block_rows or BLOCK_ROWS,
+            "models": fingerprints(manifest["pair"]),
+            "corpus_sha256": manifest["corpus_sha256"],
+            **{key: asked[key] for key in ("dtype", "drop", "max_tokens", "shard_tokens")},
+        }
+        if whole:
+            return data
+        runs = hashlib.sha256(str(self.store.runs).encode()).hexdigest()
+        return data | {"rows": len(self.store), "runs_sha256": runs}

@@ -24,7 +24,7 @@ from tl_crosscoder.models.manifest import (
     refuse_other_capture,
     shard_file,
 )
-from tl_crosscoder.models.shards import MemoryShard, to_shard
+from tl_crosscoder.models.shards import MemoryShard, in_shards, to_shard
 from tl_crosscoder.models.tokenizer import template_sha256, tokenizer_sha256
 from tl_crosscoder.models.tokens import Tokens, as_batch
 
@@ -95,18 +95,6 @@ def capture(
         _begin(folder, corpus, pair.tokenizer, manifest)
     _write_missing(harvest, folder, parts, manifest, progress)
     return PairedActivations.open(folder)
-
-
-def in_shards(corpus: Corpus, shard_tokens: int) -> list[Tensor]:
-    """The sequences of each shard, neighbours in the length-sorted order: ``shard_tokens``, or one longer one."""
-    order = corpus.order()
-    shards, start, held = [], 0, 0
-    for place, length in enumerate(corpus.lengths[order].tolist()):
-        if held and held + length > shard_tokens:
-            shards.append(order[start:place])
-            start, held = place, 0
-        held += length
-    return [*shards, order[start:]]
 
 
 def _earlier(folder: Path | None, asked: dict[str, Any]) -> dict[str, Any] | None:

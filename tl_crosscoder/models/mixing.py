@@ -1,46 +1,196 @@
-"""A stream of blocks in, random batches out: each row once, through one buffer of fixed size."""
+"""MixedBatches: blocks of rows in, random batches out, each row once an epoch, to be gone on with after any batch."""
 
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_crosscoder.models.manifest import difference
 
-def mixed_batches(
-    blocks: Iterable[Tensor],
-    batch_size: int,
-    buffer_rows: int,
-    rng: np.random.Generator,
-    drop_last: bool = False,
-) -> Iterator[Float[Tensor, "batch model d_in"]]:
-    """float32 batches of rows drawn from a full buffer; the buffer is emptied, then filled again.
 
-    Rows too few for a batch wait for the next filling; at the very end they form a smaller batch, unless ``drop_last``.
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A place in an epoch: where the present filling of the buffer began, and how many batches were drawn from it since."""
+
+    epoch: int
+    batches: int = 0
+    block: int = 0  # blocks used up before this filling
+    row: int = 0  # rows of the next block used up before it
+    skipped: int = 0  # rows left out of the blocks used up
+    rng: dict[str, Any] | None = None  # None: as the order of the blocks left it
+    waiting: Float[Tensor, "batch model d_in"] | None = None  # rows that were too few for a batch
+
+
+class MixedBatches(ABC):
+    """Each iteration is one epoch: every row once, in float32 batches that ``seed`` and ``epoch`` alone decide.
+
+    Blocks of rows are read in random order into a buffer, and batches are drawn from it; then it is filled again.  Rows too
+    few for a batch wait for the next filling; at the very end they form a smaller batch, unless ``drop_last``.
+
+    ``epoch`` counts the iterations begun; assign it to go back to the start of one.  ``skipped`` counts the rows of this
+    epoch that were not finite and left out.
     """
-    buffer, held = None, 0
-    for block in blocks:
-        while len(block):
-            if buffer is None:
-                buffer = torch.empty(
-                    max(buffer_rows, batch_size), *block.shape[1:], dtype=block.dtype, device=block.device
-                )
-            taken = block[: len(buffer) - held]
-            buffer[held : held + len(taken)] = taken
-            held, block = held + len(taken), block[len(taken) :]
-            if held == len(buffer):
-                order = torch.from_numpy(rng.permutation(held)).to(buffer.device)
-                whole = held - held % batch_size
-                yield from _float32(buffer, order[:whole], batch_size)
-                waiting = buffer[order[whole:]]
-                held = len(waiting)
-                buffer[:held] = waiting
-    if buffer is not None and held:
-        order = torch.from_numpy(rng.permutation(held)).to(buffer.device)
-        yield from _float32(buffer, order[: held - held % batch_size if drop_last else held], batch_size)
+
+    def __init__(self, batch_size: int, seed: int, buffer_rows: int, drop_last: bool):
+        self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
+        self.skipped = 0
+        self._room = max(buffer_rows, batch_size)
+        self._epoch, self._place, self._resumed = 0, None, False
+
+    @property
+    @abstractmethod
+    def _n_blocks(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def _rows_at_most(self) -> int:
+        """No fewer rows than all blocks hold; known before any is read."""
+
+    @abstractmethod
+    def _read(self, block: int) -> Tensor:
+        """The rows of one block; counts in ``skipped`` those it leaves out."""
+
+    @abstractmethod
+    def _data(self) -> dict[str, Any]:
+        """All that decides which rows each block holds, JSON-able."""
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch, self._place, self._resumed = epoch, None, False
+
+    def __iter__(self) -> Iterator[Float[Tensor, "batch model d_in"]]:
+        if self._resumed and self._place is not None:
+            self._resumed, going_on = False, False
+            for x in self._batches(self._place):
+                going_on = True
+                yield x
+            if going_on:
+                return
+            # The state was that of an epoch's end: what comes next is the next epoch.
+        self._epoch += 1
+        yield from self._batches(Place(self._epoch - 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state after the last batch that was yielded: JSON values and at most one tensor, smaller than a batch."""
+        place = self._place
+        if place is None:
+            return {"recipe": self._recipe, "epoch": self._epoch, "place": None}
+        waiting = None if place.waiting is None else place.waiting.cpu()
+        return {
+            "recipe": self._recipe,
+            "epoch": place.epoch + 1,
+            "place": {**vars(place), "waiting": waiting},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state was taken: the next iteration is the rest of that epoch, or the next one where nothing is left.
+
+        No more is read again than one filling of the buffer.  Raises ValueError for the state of other batches.
+        """
+        if found := difference(state["recipe"], self._recipe):
+            key, theirs, ours = found
+            raise ValueError(
+                f"this state is of batches with {key} = {theirs!r}; these have {ours!r}.  Make them as those were, "
+                "or start anew without the state."
+            )
+        place = state["place"]
+        self._epoch, self._place = state["epoch"], None if place is None else Place(**place)
+        self._resumed = place is not None
+        self.skipped = 0 if place is None else place["skipped"]
+
+    @cached_property
+    def _recipe(self) -> dict[str, Any]:
+        own = {"batch_size": self.batch_size, "seed": self.seed, "buffer_rows": self._room}
+        return own | {"drop_last": self.drop_last} | self._data()
+
+    def _batches(self, place: Place) -> Iterator[Tensor]:
+        """The rest of the epoch from a place on."""
+        rng = np.random.default_rng([self.seed, place.epoch])
+        order = spread(self._n_blocks, -(-self._rows_at_most // self._room), rng)
+        if place.rng is not None:
+            rng.bit_generator.state = place.rng
+        self.skipped = place.skipped
+        blocks = _Blocks(self, order, place.block, place.row)
+        buffer, full = _Buffer(min(self._room, self._rows_at_most)), True
+        while full:
+            place = replace(place, rng=rng.bit_generator.state)
+            buffer.held = 0
+            if place.waiting is not None:
+                buffer.put(place.waiting)
+            while buffer.held < self._room and (rows := blocks.take(self._room - buffer.held)) is not None:
+                buffer.put(rows)
+            full, drawn = buffer.held == self._room, rng.permutation(buffer.held)
+            used = len(drawn) - len(drawn) % self.batch_size if full or self.drop_last else len(drawn)
+            for at in range(place.batches * self.batch_size, used, self.batch_size):
+                place = replace(place, batches=place.batches + 1)
+                self._place = place
+                yield buffer.rows(drawn[at : min(at + self.batch_size, used)]).float()
+            waiting = buffer.rows(drawn[used:]) if used < len(drawn) else None
+            place = Place(place.epoch, 0, blocks.number, blocks.row, blocks.skipped, None, waiting)
 
 
-def _float32(buffer: Tensor, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-    for rows in order.split(batch_size) if len(order) else ():
-        yield buffer[rows].float()
+def fingerprints(description: dict[str, Any]) -> dict[str, Any]:
+    """Of a pair's description what decides its activations: each model's fingerprint, and the hook."""
+    models = {key: told for key, told in description.items() if isinstance(told, dict)}
+    return {"hook": description["hook"]} | {key: told.get("fingerprint") for key, told in models.items()}
+
+
+def spread(n: int, stretches: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order of 0..n-1, each of whose ``stretches`` has one of every so many neighbours.
+
+    Neighbouring blocks are texts of one length and often of one source: a filling of the buffer that had many of them would
+    be unlike the next.
+    """
+    dealt = rng.permuted(np.tile(np.arange(stretches), (-(-n // stretches), 1)), axis=1).ravel()[:n]
+    order = rng.permutation(n)
+    return order[dealt[order].argsort(kind="stable")]
+
+
+class _Blocks:
+    """Blocks taken row by row in an order: the next is row ``row`` of its ``number``th."""
+
+    def __init__(self, batches: MixedBatches, order: np.ndarray, number: int, row: int):
+        self.batches, self.order, self.number, self.row = batches, order, number, row
+        self.skipped = batches.skipped  # of the blocks that are used up
+        self.opened: Tensor | None = None
+
+    def take(self, most: int) -> Tensor | None:
+        """The next rows, ``most`` or fewer; None where there are no more."""
+        while self.number < len(self.order):
+            if self.opened is None:
+                self.opened = self.batches._read(int(self.order[self.number]))
+            taken = self.opened[self.row : self.row + most]
+            self.row += len(taken)
+            if self.row >= len(self.opened):
+                self.number, self.row, self.opened = self.number + 1, 0, None
+                self.skipped = self.batches.skipped
+            if len(taken):
+                return taken
+        return None
+
+
+class _Buffer:
+    """Memory for ``size`` rows, of which the first ``held`` are in use."""
+
+    def __init__(self, size: int):
+        self.size, self.held, self.memory = size, 0, None
+
+    def put(self, rows: Tensor) -> None:
+        if self.memory is None:
+            self.memory = torch.empty(self.size, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+        self.memory[self.held : self.held + len(rows)] = rows
+        self.held += len(rows)
+
+    def rows(self, numbers: np.ndarray) -> Tensor:
+        assert self.memory is not None, "rows are drawn from a buffer that holds some"
+        return self.memory[torch.from_numpy(numbers).to(self.memory.device)]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_crosscoder.errors import CorruptFile
 from tl_crosscoder.files import StoredTensor, read_header, sha256, write_atomically
+from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.harvest import Harvested
 
 TENSORS = ("acts", "sequence", "position")
@@ -112,3 +113,20 @@ def to_shard(parts: Iterable[Harvested], n_rows: int) -> MemoryShard:
         dropped += part.dropped
     assert acts is not None, "a shard has at least one sequence"
     return MemoryShard(acts[:held], torch.cat(sequences), torch.cat(positions), dropped)
+
+
+def in_shards(corpus: Corpus, shard_tokens: int) -> list[Tensor]:
+    """The sequences of each shard, neighbours in the length-sorted order: ``shard_tokens``, or one longer one."""
+    order = corpus.order()
+    shards, start, held = [], 0, 0
+    for place, length in enumerate(corpus.lengths[order].tolist()):
+        if held and held + length > shard_tokens:
+            shards.append(order[start:place])
+            start, held = place, 0
+        held += length
+    return [*shards, order[start:]]
+
+
+def in_groups(corpus: Corpus, shard_tokens: int, max_tokens: int) -> list[list[Tensor]]:
+    """For each shard the groups of sequences that go through the models together."""
+    return [corpus.groups(sequences, max_tokens) for sequences in in_shards(corpus, shard_tokens)]
