@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tl_crosscoder.dictionary.scores import Found, Scores
+from tl_crosscoder.dictionary.shard import Shard
 from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity, check_k
 
 #: Tokens looked at to guess where the smallest kept score lies.
@@ -23,6 +24,8 @@ class BatchTopK(Sparsity):
     """
 
     threshold: Tensor
+    #: What of the dictionary and of each batch is in this process.
+    shard = Shard()
 
     def __init__(
         self,
@@ -70,9 +73,9 @@ class BatchTopK(Sparsity):
                     f"{self.threshold_start:.0%} of the steps) or set sparsity.threshold"
                 )
             return scores.above(self.threshold.item())
-        kept = self._largest(scores, self._count(scores.n_tokens))
-        if self.tracking and len(kept):
-            self._track(kept.scores.min())
+        kept, smallest = self._largest(scores, self._count(self.shard.tokens.size * scores.n_tokens))
+        if self.tracking and smallest is not None:
+            self._track(smallest)
         return kept
 
     def _count(self, n_tokens: int) -> int:
@@ -84,43 +87,47 @@ class BatchTopK(Sparsity):
             )
         return int(count)
 
-    def _largest(self, scores: Scores, count: int) -> Found:
-        """The pairs with the ``count`` largest scores, or all with a positive one where there are fewer."""
-        found = self._at_least(scores, count)
-        if len(found) <= count:
-            return found
-        smallest = found.scores.kthvalue(len(found) - count + 1).values
+    def _largest(self, scores: Scores, count: int) -> tuple[Found, Tensor | None]:
+        """The pairs with the ``count`` largest scores, or all with a positive one where there are fewer; and the smallest score."""
+        found, n = self._at_least(scores, count)
+        if n == 0:
+            return found, None
+        smallest = self.shard.kth_largest(found.scores, min(n, count))
+        if n <= count:
+            return found, smallest
         self._expect(smallest.item())
-        above, ties = found.scores > smallest, (found.scores == smallest).nonzero()[:, 0]
-        room = count - int(above.sum())
-        if len(ties) > room:  # the lowest tokens, then the lowest latents
-            place = found.tokens[ties] * scores.d_sae + found.latents[ties]
-            ties = ties[place.argsort()[:room]]
-        above[ties] = True
-        return found[above]
+        kept, ties = found.scores > smallest, (found.scores == smallest).nonzero()[:, 0]
+        excess = self.shard.total(int(kept.sum()) + len(ties)) - count
+        if excess:  # the highest tokens go, then the highest latents
+            place = self.shard.places(found[ties], scores)
+            ties = ties[place < self.shard.kth_largest(place, excess)]
+        kept[ties] = True
+        return found[kept], smallest
 
     def _expect(self, smallest: float) -> None:
         """Look a margin below the last smallest kept score next time, and further where it has been falling."""
         falling = min(1.0, smallest / self.smallest) if self.smallest else 1.0
         self.guess, self.smallest = smallest * falling * (1 - self.margin), smallest
 
-    def _at_least(self, scores: Scores, count: int) -> Found:
-        """All pairs above some bar, ``count`` of them or more; all with a positive score where there are fewer."""
+    def _at_least(self, scores: Scores, count: int) -> tuple[Found, int]:
+        """All pairs above some bar, and their number: ``count`` or more, or all with a positive score where there are fewer."""
         bar, wanted = self.guess, 1.3
         while True:
             if bar is None:
-                bar, wanted = self._sampled_bar(scores, wanted * count / scores.n_tokens), 2 * wanted
-            found = scores.above(bar)
-            if len(found) >= count or bar == 0:
+                bar, wanted = self._sampled_bar(scores, wanted * count), 2 * wanted
+            found, n = self.shard.above(scores, bar)
+            if n >= count or bar == 0:
                 self.margin = max(0.02, 0.98 * self.margin)
-                return found
+                return found, n
             bar, self.margin = None, min(0.5, 1.5 * self.margin)
 
-    def _sampled_bar(self, scores: Scores, per_token: float) -> float:
-        """The score that ``per_token`` latents exceed on the average token of a sample; 0 where fewer are positive."""
+    def _sampled_bar(self, scores: Scores, wanted: float) -> float:
+        """The score that ``wanted`` pairs of the batch exceed, by a sample of its tokens; 0 where fewer are positive."""
         sample = scores.sample(SAMPLE)
-        v, count = sample.weighed().flatten(), round(per_token * sample.n_tokens)
-        return 0.0 if count >= len(v) else v.kthvalue(len(v) - count).values.item()
+        v, count = sample.weighed().flatten(), round(wanted * sample.n_tokens / scores.n_tokens)
+        if count >= self.shard.total(len(v)):
+            return 0.0
+        return self.shard.kth_largest(v, count + 1).item()
 
     def _track(self, smallest: Tensor) -> None:
         old = self.threshold if self.threshold >= 0 else smallest
