@@ -64,13 +64,17 @@ class Scores(ABC):
     def blocks(self, floor: Float[Tensor, "d_sae"]) -> Iterator["Block"]:
         """Every pair whose pre-activation is above its latent's floor, some others perhaps, in latent order."""
 
+    @abstractmethod
+    def part(self, latents: slice) -> "Scores":
+        """The scores of neighbouring latents alone, counted from 0; nothing is computed yet."""
+
     def above(self, bar: float | Float[Tensor, "d_sae"] = 0.0) -> Found:
         """Every pair whose score is above ``bar`` >= 0, and no other.  Raises Crowded where there are more than ``limit``."""
         parts, listed = [], 0
         # a little below, so that rounding in the division loses no pair; 0/0 is NaN and lets none pass
         for block in self.blocks(bar / self.norms * (1 - 1e-5)):
             scores = block.pre_acts * self.norms[block.latents]
-            keep = scores > (bar[block.latents] if isinstance(bar, Tensor) else bar)
+            keep = flat_nonzero(scores > (bar[block.latents] if isinstance(bar, Tensor) else bar))
             parts.append(Found(*block, scores)[keep])
             listed += len(parts[-1])
             if self.limit is not None and listed > self.limit:
@@ -114,6 +118,9 @@ class GivenScores(Scores):
     def sample(self, n_tokens: int) -> "GivenScores":
         return GivenScores(self._pre_acts[:: stride(self.n_tokens, n_tokens)], self.norms)
 
+    def part(self, latents: slice) -> "GivenScores":
+        return GivenScores(self._pre_acts[:, latents], self.norms[latents])
+
     def blocks(self, floor: Float[Tensor, "d_sae"]) -> Iterator[Block]:
         turned = self._pre_acts.T.contiguous()
         flat = flat_nonzero(turned > floor[:, None])
@@ -140,6 +147,9 @@ class ExactScores(Scores):
     def sample(self, n_tokens: int) -> "GivenScores":
         x = self.x[:: stride(self.n_tokens, n_tokens)]
         return GivenScores(F.linear(x, self.rows, self.bias), self.norms)
+
+    def part(self, latents: slice) -> "ExactScores":
+        return type(self)(self.x, self.rows[latents], self.bias[latents], self.norms[latents], self.limit)
 
     def blocks(self, floor: Float[Tensor, "d_sae"]) -> Iterator[Block]:
         for block in self.slices(self.x.element_size()):

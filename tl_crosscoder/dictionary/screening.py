@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.dictionary.scores import Block, ExactScores
-from tl_crosscoder.dictionary.sparse_ops import dots_by_latent, flat_nonzero, starts
+from tl_crosscoder.dictionary.sparse_ops import dots_by_latent, flat_positive, starts
 
 UNIT = 2.0**-8
 #: Rounding up to bfloat16, and slack for the sums of the small columns themselves.
@@ -40,33 +40,35 @@ class ScreenedScores(ExactScores):
     """The same answers as :class:`ExactScores`; float32 only."""
 
     def blocks(self, floor: Float[Tensor, "d_sae"]) -> Iterator[Block]:
-        x_low = self._widened_x()
-        n = self.x.shape[1]
-        for block in self.slices(2):
-            rows = self.rows[block]
-            low = rows.new_zeros(len(rows), n + COLUMNS, dtype=torch.bfloat16)
+        x, n, height = self._widened_x(), self.x.shape[1], self._height(floor)
+        slices = list(self.slices(2))
+        widened = x.new_zeros(slices[0].stop, n + COLUMNS)
+        products = x.new_empty(slices[0].stop, self.n_tokens)
+        for block in slices:
+            size, rows = block.stop - block.start, self.rows[block]
+            low = widened[:size]
             low[:, :n] = rows
-            height = (self.bias[block] - floor[block]).nan_to_num(
-                FAR_BELOW, posinf=-FAR_BELOW, neginf=FAR_BELOW
-            )
-            height += height.abs() * 2.0**-14  # its two parts together are right to 2⁻¹⁶
-            low[:, n] = height
-            low[:, n + 1] = height - low[:, n]
+            low[:, n] = height[block]
+            low[:, n + 1] = height[block] - low[:, n]
             low[:, n + 2] = rows.norm(dim=1) * SLACK
-            flat = flat_nonzero((low @ x_low.T).view(torch.int16) > 0)  # the sign bit of a bfloat16
+            flat = flat_positive(torch.mm(low, x.T, out=products[:size]))
             latents = flat // self.n_tokens
             tokens = flat - latents * self.n_tokens
             yield Block(tokens, latents + block.start, self._verified(block, tokens, latents))
 
+    def _height(self, floor: Float[Tensor, "d_sae"]) -> Float[Tensor, "d_sae"]:
+        """Bias less floor, a little more than it is: its two rounded parts together are right to 2⁻¹⁶."""
+        height = (self.bias - floor).nan_to_num(FAR_BELOW, posinf=-FAR_BELOW, neginf=FAR_BELOW)
+        return height + height.abs() * 2.0**-14
+
     def _widened_x(self) -> Float[Tensor, "batch _"]:
         n = self.x.shape[1]
+        gamma = 2.0**-23 * (n + COLUMNS)
         low = self.x.new_zeros(self.n_tokens, n + COLUMNS, dtype=torch.bfloat16)
         low[:, :n] = self.x
-        rounded = low[:, :n].float()
-        gamma = 2.0**-23 * (n + COLUMNS)
-        norm = rounded.norm(dim=1)
         low[:, n : n + 2] = 1
-        low[:, n + 2] = ((self.x - rounded).norm(dim=1) + (UNIT + gamma) * norm) * SLACK
+        lost = low[:, :n].float().sub_(self.x).norm(dim=1)
+        low[:, n + 2] = (lost + (UNIT + gamma) * (1 + UNIT) * self.x.norm(dim=1)) * SLACK
         return low
 
     def _verified(
@@ -74,4 +76,4 @@ class ScreenedScores(ExactScores):
     ) -> Float[Tensor, "nnz"]:
         rows = self.rows[block]
         dots = dots_by_latent(self.x, rows, tokens, starts(latents, len(rows)))
-        return dots + self.bias[block][latents]
+        return dots.add_(self.bias[block][latents])

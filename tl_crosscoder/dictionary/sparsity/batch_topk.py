@@ -48,10 +48,11 @@ class BatchTopK(Sparsity):
         self.threshold_start, self.threshold_decay = threshold_start, threshold_decay
         self.k_now = k
         self.tracking = True
-        # Where the next smallest kept score is looked for, the last one, and the margin between: only speed depends on them.
+        # Where the next smallest kept score is looked for, the last one, and how many more scores than are kept to look at: only
+        # speed depends on them.
         self.guess: float | None = None
         self.smallest: float | None = None
-        self.margin = 0.1
+        self.spare = 1.2
         self.register_buffer("threshold", torch.tensor(-1.0))
 
     def check(self, d_sae: int) -> None:
@@ -95,7 +96,7 @@ class BatchTopK(Sparsity):
         smallest = self.shard.kth_largest(found.scores, min(n, count))
         if n <= count:
             return found, smallest
-        self._expect(smallest.item())
+        self._expect(found, n, count, smallest.item())
         kept, ties = found.scores > smallest, (found.scores == smallest).nonzero()[:, 0]
         excess = self.shard.total(int(kept.sum()) + len(ties)) - count
         if excess:  # the highest tokens go, then the highest latents
@@ -104,10 +105,11 @@ class BatchTopK(Sparsity):
         kept[ties] = True
         return found[kept], smallest
 
-    def _expect(self, smallest: float) -> None:
-        """Look a margin below the last smallest kept score next time, and further where it has been falling."""
+    def _expect(self, found: Found, n: int, count: int, smallest: float) -> None:
+        """Next time look where ``spare`` times as many scores lay this time, or lower where they have been falling."""
+        bar = self.shard.kth_largest(found.scores, min(n, int(self.spare * count))).item()
         falling = min(1.0, smallest / self.smallest) if self.smallest else 1.0
-        self.guess, self.smallest = smallest * falling * (1 - self.margin), smallest
+        self.guess, self.smallest = bar * falling, smallest
 
     def _at_least(self, scores: Scores, count: int) -> tuple[Found, int]:
         """All pairs above some bar, and their number: ``count`` or more, or all with a positive score where there are fewer."""
@@ -117,9 +119,9 @@ class BatchTopK(Sparsity):
                 bar, wanted = self._sampled_bar(scores, wanted * count), 2 * wanted
             found, n = self.shard.above(scores, bar)
             if n >= count or bar == 0:
-                self.margin = max(0.02, 0.98 * self.margin)
+                self.spare = max(1.1, 0.99 * self.spare)
                 return found, n
-            bar, self.margin = None, min(0.5, 1.5 * self.margin)
+            bar, self.spare = None, min(2.0, 1.1 * self.spare)
 
     def _sampled_bar(self, scores: Scores, wanted: float) -> float:
         """The score that ``wanted`` pairs of the batch exceed, by a sample of its tokens; 0 where fewer are positive."""
