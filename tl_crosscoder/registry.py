@@ -1,6 +1,7 @@
 """Name <-> class.  ``build`` and ``describe`` are inverses, so that a part can be written to JSON and read back.
 
-A part stores each constructor argument unchanged under its own name; its description is those arguments and its name.
+A part stores each constructor argument unchanged under its own name; its description is those arguments and its name.  Where an
+argument is itself a part of the same kind, so is its description.
 """
 
 import inspect
@@ -39,9 +40,9 @@ class Registry:
         )
 
     def describe(self, part: object) -> dict[str, Any]:
-        """``{"name": ..., **constructor arguments}``, JSON-able."""
+        """``{"name": ..., **constructor arguments}``, as JSON gives it back."""
         arguments = inspect.signature(type(part)).parameters
-        return {"name": self.name_of(part), **{name: getattr(part, name) for name in arguments}}
+        return {"name": self.name_of(part), **{name: self._plain(getattr(part, name)) for name in arguments}}
 
     def build(self, description: dict[str, Any]) -> Any:
         """The part that ``describe`` described.  Unknown names and unknown arguments raise."""
@@ -54,4 +55,10 @@ class Registry:
             raise ValueError(
                 f"{self.kind} {name!r} has no argument {unknown[0]!r}; known: {', '.join(known)}"
             )
-        return self.classes[name](**arguments)
+        parts = {key: self.build(value) for key, value in arguments.items() if isinstance(value, dict)}
+        return self.classes[name](**arguments | parts)
+
+    def _plain(self, value: object) -> object:
+        if type(value) in self.classes.values():
+            return self.describe(value)
+        return list(value) if isinstance(value, tuple) else value

@@ -68,7 +68,7 @@ def load(directory: str | Path) -> Crosscoder:
         _check_sizes(config)
         with torch.device("meta"):
             crosscoder = Crosscoder.from_config(config)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise CorruptFile(f"{directory / CONFIG}: {error}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in _named(crosscoder).items()}
     check_header(directory / WEIGHTS, expected)
