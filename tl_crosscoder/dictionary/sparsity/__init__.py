@@ -2,7 +2,10 @@
 
 from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity
 from tl_crosscoder.dictionary.sparsity.batch_topk import BatchTopK
+from tl_crosscoder.dictionary.sparsity.group_max import GroupMax
+from tl_crosscoder.dictionary.sparsity.jumprelu import JumpReLU
 from tl_crosscoder.dictionary.sparsity.relu import ReLU
+from tl_crosscoder.dictionary.sparsity.split import Split
 from tl_crosscoder.dictionary.sparsity.topk import TopK
 
-__all__ = ["SPARSITIES", "BatchTopK", "ReLU", "Sparsity", "TopK"]
+__all__ = ["SPARSITIES", "BatchTopK", "GroupMax", "JumpReLU", "ReLU", "Sparsity", "Split", "TopK"]

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,13 +20,21 @@ class Sparsity(nn.Module, ABC):
     looks at one token at a time.
     """
 
-    #: The activations are pre-activations, kept or dropped: their gradient is 1 where kept and 0 elsewhere.
-    selects = True
     #: Active latents per token asked for at this step; None where no number is asked for.
     k_now: int | float | None = None
 
     def __init__(self):
         super().__init__()
+
+    @property
+    def selects(self) -> bool:
+        """The active pairs tell every gradient: 1 to the pre-activation of a kept pair, none to anything else."""
+        return True
+
+    @property
+    def thresholds(self) -> Float[Tensor, "d_sae"] | None:
+        """The pre-activation above which each latent is active, where that is learned by gradient."""
+        return None
 
     @abstractmethod
     def choose(self, scores: Scores) -> Found:
@@ -36,7 +45,7 @@ class Sparsity(nn.Module, ABC):
     ) -> Float[Tensor, "batch d_sae"]:
         """The activations, zero where not chosen; no gradient flows through the choice."""
         found = self.choose(GivenScores(pre_acts.detach(), norms.detach()))
-        chosen = pre_acts.new_zeros(pre_acts.shape, dtype=bool)
+        chosen = pre_acts.new_zeros(pre_acts.shape, dtype=torch.bool)
         chosen[found.tokens, found.latents] = True
         return pre_acts.where(chosen, 0)
 
@@ -44,7 +53,7 @@ class Sparsity(nn.Module, ABC):
         """Set the schedule for training step ``step`` (from 0) of ``steps``."""
 
     def check(self, d_sae: int) -> None:
-        """Refuse a dictionary this sparsity cannot serve."""
+        """Refuse a dictionary this sparsity cannot serve; one with weights for each latent makes them here, once."""
 
 
 def check_k(k: int | float, d_sae: int) -> None:
