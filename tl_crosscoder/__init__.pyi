@@ -7,10 +7,17 @@ from .dictionary.crosscoder import Crosscoder as Crosscoder
 from .dictionary.losses import L1 as L1
 from .dictionary.losses import MSE as MSE
 from .dictionary.losses import AuxK as AuxK
+from .dictionary.losses import Delta as Delta
 from .dictionary.losses import L2Norm as L2Norm
+from .dictionary.losses import Matryoshka as Matryoshka
+from .dictionary.losses import PreAct as PreAct
+from .dictionary.losses import TanhPenalty as TanhPenalty
 from .dictionary.normalizer import Normalizer as Normalizer
 from .dictionary.sparsity import BatchTopK as BatchTopK
+from .dictionary.sparsity import GroupMax as GroupMax
+from .dictionary.sparsity import JumpReLU as JumpReLU
 from .dictionary.sparsity import ReLU as ReLU
+from .dictionary.sparsity import Split as Split
 from .dictionary.sparsity import TopK as TopK
 from .dictionary.synthetic import SyntheticPair as SyntheticPair
 from .diffing.config import DiffConfig as DiffConfig

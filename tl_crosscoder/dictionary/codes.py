@@ -4,6 +4,7 @@ Two forms with the same methods: :class:`Codes` lists the active pairs; :class:`
 batches in which so many latents are active that listing them would cost more.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -77,7 +78,11 @@ class Codes:
 
     def scaled(self, weights: Float[Tensor, "d_sae"]) -> Float[Tensor, "nnz"]:
         """Each activation times its latent's weight; where a latent is not active the product would be 0."""
-        return self.values * weights[self.latents]
+        return self.values * self.of_latents(weights)
+
+    def of_latents(self, numbers: Float[Tensor, "d_sae"]) -> Float[Tensor, "nnz"]:
+        """The number of each activation's latent, in the place that the activation has in ``scaled``."""
+        return numbers[self.latents]
 
     def only(self, latents: Int[Tensor, "latent"] | slice) -> "Codes":
         """The pairs of these latents; the tokens and ``d_sae`` stay."""
@@ -100,6 +105,19 @@ class Codes:
     def decode(self, rows: Float[Tensor, "d_sae *rest"]) -> Float[Tensor, "batch *rest"]:
         """``Σ_j f_j · rows[j]`` for each token."""
         return sparse_ops.decode_pairs(self.values, rows, self.pairs)
+
+    def decode_prefixes(
+        self, rows: Float[Tensor, "d_sae *rest"], ends: Sequence[int]
+    ) -> Float[Tensor, "prefix batch *rest"]:
+        """``Σ_{j < end} f_j · rows[j]`` for each of the ascending ``ends``; each pair is decoded once."""
+        inside = self.latents < ends[-1]
+        values, tokens, latents = self.values[inside], self.pairs.tokens[inside], self.latents[inside]
+        part = torch.bucketize(latents, torch.tensor(ends, device=latents.device), right=True)
+        order = sparse_ops.sorting_order(part, len(ends))
+        # one code with a token for each part of each token, which decodes to what that part adds
+        shape = (len(ends) * len(self), self.d_sae)
+        parts = self._of(values[order], (part * len(self) + tokens)[order], latents[order], shape)
+        return parts.decode(rows).unflatten(0, (len(ends), len(self))).cumsum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +152,10 @@ class DenseCodes:
         """Each activation times its latent's weight."""
         return self.acts * weights
 
+    def of_latents(self, numbers: Float[Tensor, "d_sae"]) -> Float[Tensor, "d_sae"]:
+        """The number of each activation's latent; broadcasts to the shape of ``scaled``."""
+        return numbers
+
     def only(self, latents: Int[Tensor, "latent"] | slice) -> "DenseCodes":
         """The activations of these latents; the others are 0."""
         chosen = torch.zeros(self.acts.shape[1], dtype=self.acts.dtype, device=self.acts.device)
@@ -143,3 +165,11 @@ class DenseCodes:
     def decode(self, rows: Float[Tensor, "d_sae *rest"]) -> Float[Tensor, "batch *rest"]:
         """``Σ_j f_j · rows[j]`` for each token."""
         return (self.acts @ rows.flatten(1)).unflatten(1, rows.shape[1:])
+
+    def decode_prefixes(
+        self, rows: Float[Tensor, "d_sae *rest"], ends: Sequence[int]
+    ) -> Float[Tensor, "prefix batch *rest"]:
+        """``Σ_{j < end} f_j · rows[j]`` for each of the ascending ``ends``."""
+        parts = zip((0, *ends), ends, strict=False)
+        added = torch.stack([self.acts[:, a:b] @ rows[a:b].flatten(1) for a, b in parts])
+        return added.unflatten(-1, rows.shape[1:]).cumsum(0)

@@ -21,6 +21,11 @@ class Progress:
     tokens: int
     tokens_since_fired: Int[Tensor, "d_sae"]
 
+    def ramp(self, fraction: float) -> float:
+        """Rises linearly from 0 to 1 over this first part of training, then stays."""
+        length = fraction * self.steps
+        return min(1.0, self.step / length) if length else 1.0
+
 
 @runtime_checkable
 class Loss(Protocol):
