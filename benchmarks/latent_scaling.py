@@ -59,7 +59,7 @@ def peak_memory(tokens: int) -> float:
 
 def main(d_in: int, d_sae: int, k: int, batch: int, rounds: int, threads: int) -> dict:
     torch.set_num_threads(threads)
-    crosscoder = Crosscoder(d_in, d_sae, TopK(k), seed=0).eval()
+    crosscoder = Crosscoder(d_in, d_sae, TopK(k)).eval()
     x = torch.randn(batch, 2, d_in, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         codes = crosscoder.encode_sparse(x)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import L1, MSE, AuxK
 from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU
 from tl_crosscoder.dictionary.synthetic import SyntheticPair
@@ -30,13 +31,13 @@ def small_pair(mode="pair", seed=0) -> SyntheticPair:
 
 def run_batchtopk(pair: SyntheticPair, seed: int = 0, *, same_init: bool = False) -> Run:
     sparsity = BatchTopK(K, k_max=10, k_anneal_steps=STEPS // 5)
-    crosscoder = Crosscoder(pair.d_in, D_SAE, sparsity, same_init=same_init, seed=seed)
+    crosscoder = Crosscoder(pair.d_in, D_SAE, sparsity, init=Init(same=same_init, seed=seed))
     train(crosscoder, pair.batches(BATCH, seed), [MSE(), AuxK(dead_after_tokens=5_000)], CONFIG)
     return pair, crosscoder
 
 
 def run_l1(pair: SyntheticPair, weight: float = 0.15, seed: int = 0) -> Run:
-    crosscoder = Crosscoder(pair.d_in, D_SAE, ReLU(), init_norm=0.1, seed=seed)
+    crosscoder = Crosscoder(pair.d_in, D_SAE, ReLU(), init=Init(norm=0.1, seed=seed))
     train(crosscoder, pair.batches(BATCH, seed), [MSE(), L1(weight)], CONFIG)
     return pair, crosscoder
 

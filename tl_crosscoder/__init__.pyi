@@ -4,6 +4,8 @@ from .analysis.table import latent_table as latent_table
 from .data.planted import Behaviour as Behaviour
 from .dictionary.codes import Codes as Codes
 from .dictionary.crosscoder import Crosscoder as Crosscoder
+from .dictionary.difference import difference as difference
+from .dictionary.init import Init as Init
 from .dictionary.losses import L1 as L1
 from .dictionary.losses import MSE as MSE
 from .dictionary.losses import AuxK as AuxK
@@ -13,6 +15,7 @@ from .dictionary.losses import Matryoshka as Matryoshka
 from .dictionary.losses import PreAct as PreAct
 from .dictionary.losses import TanhPenalty as TanhPenalty
 from .dictionary.normalizer import Normalizer as Normalizer
+from .dictionary.partition import Partition as Partition
 from .dictionary.sparsity import BatchTopK as BatchTopK
 from .dictionary.sparsity import GroupMax as GroupMax
 from .dictionary.sparsity import JumpReLU as JumpReLU

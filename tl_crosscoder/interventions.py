@@ -43,7 +43,7 @@ def steer(
 ) -> Edit:
     """Add ``strength`` times the latents' decoder rows of ``model``, as if each fired at ``strength``.  0: the identity."""
     chosen = latent_mask(crosscoder, latents)
-    rows = crosscoder.raw_rows().detach()[:, model]
+    rows = _raw_rows(crosscoder, model)
     direction = chosen.to(rows.dtype) @ rows * strength  # [d_in], or [seq d_in] with a set for each sequence
 
     def edit(acts: Tensor, hook: object = None) -> Tensor:  # noqa: ARG001
@@ -69,8 +69,9 @@ def ablate(
     ``part="difference"`` removes only what the other model does not have, ``f_j (d_j^model − d_j^other)``: the
     specific edit, which leaves what both models write alone.  Removing whole latents also removes the shared
     part and is not specific on narrow fine-tunes."""
-    rows = crosscoder.raw_rows().detach()
-    removed = rows[:, model] if part == "whole" else rows[:, model] - rows[:, _other(model)]
+    removed = _raw_rows(crosscoder, model)
+    if part == "difference":
+        removed = removed - _raw_rows(crosscoder, _other(model))
     return _add_codes(crosscoder, latents, other_acts, removed * (scale - 1), model, mask, onto="own")
 
 
@@ -93,12 +94,10 @@ def substitute(
 
     Source: Minder et al. 2025, arXiv:2504.02922, causal experiments.
     """
-    rows = crosscoder.raw_rows().detach()
+    rows = _raw_rows(crosscoder, TUNED) - _raw_rows(crosscoder, BASE)
     bias = _bias_difference(crosscoder) if include_bias_difference else None
     onto = "own" if model == BASE else "other"
-    return _add_codes(
-        crosscoder, latents, other_acts, rows[:, TUNED] - rows[:, BASE], model, mask, onto=onto, bias=bias
-    )
+    return _add_codes(crosscoder, latents, other_acts, rows, model, mask, onto=onto, bias=bias)
 
 
 def compose(*edits: Edit) -> Edit:
@@ -139,6 +138,13 @@ def latent_mask(crosscoder: Crosscoder, latents: Latents) -> Bool[Tensor, "*seq 
             f"latents {int(ids.min())}..{int(ids.max())} asked for; this crosscoder has 0..{crosscoder.d_sae - 1}."
         )
     return torch.zeros(crosscoder.d_sae, dtype=torch.bool, device=device).index_fill_(0, ids, True)
+
+
+def _raw_rows(crosscoder: Crosscoder, model: int) -> Float[Tensor, "d_sae d_in"]:
+    """One model's decoder."""
+    if not 0 <= model < crosscoder.n_models:
+        raise ValueError(f"model={model}: this crosscoder has models 0..{crosscoder.n_models - 1}.")
+    return crosscoder.raw_rows().detach()[:, model]
 
 
 def _other(model: int) -> int:

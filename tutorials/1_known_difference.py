@@ -26,10 +26,12 @@ print(f"activations: {list(held_out.shape)} = [batch, model, d_in]; model 0 is b
 # %%
 config = tlc.TrainConfig(steps=STEPS, lr=1e-2, progress=False)
 
-l1 = tlc.Crosscoder(pair.d_in, 64, tlc.ReLU(), init_norm=0.1)
+l1 = tlc.Crosscoder(pair.d_in, 64, tlc.ReLU(), init=tlc.Init(norm=0.1))
 tlc.train(l1, pair.batches(BATCH, seed=0), [tlc.MSE(), tlc.L1(0.15)], config)
 
-topk = tlc.Crosscoder(pair.d_in, 64, tlc.BatchTopK(2, k_max=10, k_anneal_steps=STEPS // 5), same_init=False)
+topk = tlc.Crosscoder(
+    pair.d_in, 64, tlc.BatchTopK(2, k_max=10, k_anneal_steps=STEPS // 5), init=tlc.Init(same=False)
+)
 tlc.train(topk, pair.batches(BATCH, seed=0), [tlc.MSE(), tlc.AuxK(dead_after_tokens=5_000)], config)
 
 tables = {
@@ -87,7 +89,7 @@ same = tlc.SyntheticPair(
     d_in=32, n_shared=16, n_weak=6, n_base=5, n_tuned=6, n_decoupled=5, p=0.05, mode="identity", seed=0
 )
 control = tlc.Crosscoder(
-    same.d_in, 64, tlc.BatchTopK(2, k_max=10, k_anneal_steps=STEPS // 5), same_init=False
+    same.d_in, 64, tlc.BatchTopK(2, k_max=10, k_anneal_steps=STEPS // 5), init=tlc.Init(same=False)
 )
 tlc.train(control, same.batches(BATCH, seed=0), [tlc.MSE(), tlc.AuxK(dead_after_tokens=5_000)], config)
 table = tlc.latent_table(control, same.sample(TOKENS, seed=7).x.split(4096))

@@ -40,7 +40,9 @@ print(store, "dropped:", store.manifest["dropped"])
 # ## 2. One dictionary, two decoders
 
 # %%
-cc = tlc.Crosscoder(store.d_in, D_SAE, tlc.BatchTopK(16), normalizer=tlc.Normalizer.fit(seen), init_norm=0.5)
+cc = tlc.Crosscoder(
+    store.d_in, D_SAE, tlc.BatchTopK(16), normalizer=tlc.Normalizer.fit(seen), init=tlc.Init(norm=0.5)
+)
 history = tlc.train(
     cc,
     seen.shuffled(512, seed=0),

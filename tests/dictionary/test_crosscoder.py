@@ -5,7 +5,7 @@ import torch
 
 from tl_crosscoder.dictionary.codes import Codes
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
-from tl_crosscoder.dictionary.init import decoder_rows
+from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import L1, MSE, Progress
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, TopK
@@ -22,9 +22,10 @@ def normalizer():
     return Normalizer(torch.linspace(-1, 3, 2 * D_IN).view(2, D_IN), torch.tensor([0.5, 0.2]))
 
 
-def random_crosscoder(sparsity=None, norms="sum", dtype=torch.float32, seed=4):
+def random_crosscoder(sparsity=None, norms="sum", dtype=torch.float32, seed=4, encoder="sum"):
     """Random weights everywhere, and a threshold that leaves some latents on."""
-    crosscoder = Crosscoder(D_IN, D_SAE, sparsity or BatchTopK(3), normalizer=normalizer(), code_norm=norms)
+    arguments = {"normalizer": normalizer(), "code_norm": norms, "encoder": encoder}
+    crosscoder = Crosscoder(D_IN, D_SAE, sparsity or BatchTopK(3), **arguments)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in crosscoder.parameters():
@@ -103,16 +104,56 @@ def test_sparse_codes_decode_to_the_same_reconstruction():
     torch.testing.assert_close(crosscoder.decode(codes), crosscoder(x).recon, rtol=1e-12, atol=1e-12)
 
 
-def test_it_starts_tied_with_rows_of_the_asked_length():
-    crosscoder = Crosscoder(D_IN, D_SAE, ReLU(), init_norm=0.3)
+def started(**init):
+    return Crosscoder(D_IN, D_SAE, ReLU(), init=Init(**init))
+
+
+@pytest.mark.parametrize("directions", ["gaussian", "uniform"])
+def test_it_starts_with_rows_of_the_asked_length_and_their_transpose_as_encoder(directions):
+    crosscoder = started(norm=0.3, directions=directions)
     torch.testing.assert_close(crosscoder.decoder_norms(), torch.full((D_SAE, 2), 0.3))
     assert torch.equal(crosscoder.W_enc_rows, crosscoder.W_dec)
     assert torch.equal(crosscoder.W_dec[:, 0], crosscoder.W_dec[:, 1])
-    apart = Crosscoder(D_IN, D_SAE, ReLU(), init_norm=0.3, same_init=False)
-    assert (torch.cosine_similarity(apart.W_dec[:, 0], apart.W_dec[:, 1], dim=-1) < 0.999).all()
-    assert not torch.equal(
-        Crosscoder(D_IN, D_SAE, ReLU(), seed=1).W_dec, Crosscoder(D_IN, D_SAE, ReLU(), seed=2).W_dec
-    )
+    untied = started(norm=0.3, directions=directions, transposed=False)
+    assert torch.equal(untied.W_dec, crosscoder.W_dec)
+    assert (untied.W_enc_rows != untied.W_dec).all()
+    torch.testing.assert_close(untied.W_enc_rows.norm(dim=-1), torch.full((D_SAE, 2), 0.3))
+    assert not torch.equal(started(seed=1).W_dec, started(seed=2).W_dec)
+
+
+@pytest.mark.parametrize(
+    ("same", "count"), [(True, 12), (False, 0), (1.0, 12), (0.0, 0), (0.25, 3), (1, 1), (5, 5)]
+)
+def test_the_first_latents_start_the_same_in_all_models(same, count):
+    for rows in (started(same=same).W_dec, started(same=same, transposed=False).W_enc_rows):
+        assert torch.equal(rows[:count, 0], rows[:count, 1])
+        assert (rows[count:, 0] != rows[count:, 1]).all()
+
+
+def test_uniform_directions_fill_a_cube():
+    """In a square a direction at angle θ to an axis has the room 1 / 2cos²θ: within 15 degrees of a diagonal lies the share
+    (tan 45 - tan 30) / tan 45 = .423.  Of Gaussian directions it is a third.
+    """
+
+    def near_a_diagonal(directions):
+        crosscoder = Crosscoder(2, 20_000, ReLU(), init=Init(directions=directions))
+        angle = torch.atan2(*crosscoder.W_dec[:, 0].abs().T)
+        return ((angle - torch.pi / 4).abs() < torch.pi / 12).float().mean().item()
+
+    assert near_a_diagonal("uniform") == pytest.approx(1 - 3**-0.5, abs=0.015)
+    assert near_a_diagonal("gaussian") == pytest.approx(1 / 3, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("init", "reason"),
+    [
+        ({"norm": 0.0}, "above 0, got 0.0"),
+        ({"norm": float("inf")}, "got inf"),
+    ],
+)
+def test_impossible_starts_are_refused(init, reason):
+    with pytest.raises(ValueError, match=reason):
+        Init(**init)
 
 
 def test_W_enc_is_a_view_of_the_latent_major_rows():
@@ -171,10 +212,10 @@ def test_eval_codes_do_not_depend_on_batch_mates():
     torch.testing.assert_close(crosscoder.encode(x), alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("norms", ["sum", "l2", "none"])
+@pytest.mark.parametrize(("norms", "encoder"), [("sum", "sum"), ("l2", "mean"), ("none", "sum")])
 @pytest.mark.parametrize("sparsity", [BatchTopK(3), TopK(3), ReLU()])
-def test_folding_changes_nothing(sparsity, norms):
-    crosscoder, x = random_crosscoder(sparsity, norms).eval(), draw()
+def test_folding_changes_nothing(sparsity, norms, encoder):
+    crosscoder, x = random_crosscoder(sparsity, norms, encoder=encoder).eval(), draw()
     folded = crosscoder.folded()
     a, b = crosscoder(x), folded(x)
     assert torch.equal(folded.normalizer.scale, torch.ones(2))
@@ -202,8 +243,50 @@ def test_code_norms_by_hand():
         assert crosscoder.selection_norms().item() == value
 
 
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_a_mean_encoder_is_a_sum_encoder_with_half_the_weights(monkeypatch, density):
+    """And so are its gradients, by the chain rule: half of those with respect to the halved weights."""
+    monkeypatch.setattr("tl_crosscoder.dictionary.crosscoder.MAX_DENSITY", density)
+    mean, x = random_crosscoder(TopK(3), dtype=torch.float64, encoder="mean"), draw(dtype=torch.float64)
+    halved = random_crosscoder(TopK(3), dtype=torch.float64)
+    with torch.no_grad():
+        halved.W_enc_rows.div_(2)
+    a, b = mean(x), halved(x)
+    torch.testing.assert_close(a.acts, b.acts, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mean.pre_acts(x), halved.pre_acts(x), rtol=1e-12, atol=1e-12)
+    some = torch.tensor([1, 4, 9])
+    torch.testing.assert_close(mean.pre_acts(x, some), halved.pre_acts(x)[:, some], rtol=1e-12, atol=1e-12)
+    for out in (a, b):
+        (out.estimate - out.target).square().sum().backward()
+    torch.testing.assert_close(mean.W_enc_rows.grad, halved.W_enc_rows.grad / 2, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mean.b_enc.grad, halved.b_enc.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_identical_models_give_a_mean_encoder_one_model_s_pre_activations():
+    """W_enc the same for both, x the same: (W x + W x) / 2 + b = W x + b."""
+    crosscoder = Crosscoder(D_IN, D_SAE, ReLU(), encoder="mean")
+    x = draw()[:, :1].expand(-1, 2, -1)
+    one = Crosscoder(D_IN, D_SAE, ReLU(), n_models=1)
+    torch.testing.assert_close(crosscoder.pre_acts(x), one.pre_acts(x[:, :1]))
+
+
+def test_with_one_model_it_is_a_sparse_autoencoder():
+    """x = (3, 0) and (0, -2): of unit latents e1, -e2 the first gets 3, the second 2, and both come back whole."""
+    crosscoder = Crosscoder(2, 2, TopK(1), n_models=1)
+    with torch.no_grad():
+        for rows in (crosscoder.W_dec, crosscoder.W_enc_rows):
+            rows.copy_(torch.tensor([[[1.0, 0.0]], [[0.0, -1.0]]]))
+    x = torch.tensor([[[3.0, 0.0]], [[0.0, -2.0]]])
+    out = crosscoder(x)
+    assert out.acts.tolist() == [[3, 0], [0, 2]]
+    assert torch.equal(out.recon, x)
+    assert crosscoder.decoder_norms().tolist() == [[1], [1]]
+    folded = Crosscoder(2, 2, TopK(1), n_models=1, normalizer=Normalizer(x.mean(0), torch.tensor([3.0])))
+    torch.testing.assert_close(folded.folded()(x).recon, folded(x).recon)
+
+
 def test_config_and_from_config_are_inverses():
-    crosscoder = random_crosscoder(norms="l2").folded()
+    crosscoder = random_crosscoder(norms="l2", encoder="mean").folded()
     assert Crosscoder.from_config(crosscoder.config).config == crosscoder.config
     with pytest.raises(ValueError, match="no setting 'd_hidden'"):
         Crosscoder.from_config({**crosscoder.config, "d_hidden": 4})
@@ -232,8 +315,7 @@ def test_half_precision_activations_are_read_in_the_weights_dtype():
     [
         ((0, 4, 2), "d_in=0"),
         ((4, 0, 2), "d_sae=0"),
-        ((4, 4, 0), "2 or more models, got n_models=0"),
-        ((4, 4, 1), "got n_models=1; .*sparse autoencoder"),
+        ((4, 4, 0), "n_models=0"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes, reason):
@@ -266,11 +348,11 @@ def test_activations_on_another_device_are_refused_with_both_remedies(method):
 
 
 def test_the_start_is_drawn_on_the_cpu_whatever_the_default_device():
-    asked = {"norm": 1.0, "same": False, "seed": 3}
-    expected = decoder_rows(4, 2, 3, **asked)
+    init = Init(same=False, seed=3, transposed=False)
+    expected = init.rows(4, 2, 3)
     with torch.device("meta"):
-        rows = decoder_rows(4, 2, 3, **asked)
-    assert torch.equal(rows, expected)
+        found = init.rows(4, 2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_the_parts_of_a_crosscoder_come_to_its_device():

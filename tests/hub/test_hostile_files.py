@@ -156,7 +156,7 @@ CONFIGS = {
     "a key twice": (lambda text: '{"extra": {}, ' + text.lstrip()[1:], "a key appears twice"),
     "NaN": (lambda text: text.replace('"d_in": 3', '"d_in": NaN'), "NaN is not a number"),
     "Infinity": (lambda text: text.replace('"d_in": 3', '"d_in": -Infinity'), "-Infinity is not a number"),
-    "1e999": (lambda text: text.replace('"init_norm": 1.0', '"init_norm": 1e999'), "1e999 is not a number"),
+    "1e999": (lambda text: text.replace('"norm": 1.0', '"norm": 1e999'), "1e999 is not a number"),
     "ten thousand digits": (lambda text: text.replace('"d_in": 3', f'"d_in": {"9" * 10_000}'), "digits"),
     "an unknown field": (edit_config(lambda c: c.update(callback="os.system")), "\\['callback'\\]"),
     "a missing field": (edit_config(lambda c: {k: v for k, v in c.items() if k != "axes"}), "\\['axes'\\]"),

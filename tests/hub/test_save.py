@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, TopK
 from tl_crosscoder.errors import CorruptFile
 from tl_crosscoder.hub.save import load, read_config, save
@@ -14,7 +16,9 @@ from tl_crosscoder.hub.save import load, read_config, save
 def crosscoder(sparsity=None, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     normalizer = Normalizer(torch.randn(2, 5, generator=generator), torch.tensor([0.5, 2.0]))
-    made = Crosscoder(5, 9, sparsity or BatchTopK(2), normalizer=normalizer, code_norm="l2", seed=seed)
+    made = Crosscoder(
+        5, 9, sparsity or BatchTopK(2), normalizer=normalizer, code_norm="l2", init=Init(seed=seed)
+    )
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -71,7 +75,7 @@ def test_the_file_has_the_public_layout(tmp_path):
     }  # fmt: skip
     assert torch.equal(tensors["W_enc"], saved.W_enc)
     config = json.loads((tmp_path / "c" / "config.json").read_text())
-    assert config["format_version"] == 1
+    assert config["format_version"] == 2
     assert config["axes"]["W_enc"] == "model d_in d_sae"
     assert config["models"] == ["base", "tuned"]
 
@@ -147,6 +151,74 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
 def test_a_file_from_the_future_asks_for_an_upgrade(tmp_path):
     save(crosscoder(), tmp_path / "c")
     path = tmp_path / "c" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
-    with pytest.raises(CorruptFile, match=r"format_version 2 is newer than 1.*upgrade tl-crosscoder"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 3}))
+    with pytest.raises(CorruptFile, match=r"format_version 3 is newer than 2.*upgrade tl-crosscoder"):
         load(tmp_path / "c")
+
+
+#: A config.json as version 1 of the format was written.
+VERSION_1 = """{
+  "format_version": 1,
+  "library_version": "0.1.0",
+  "axes": {
+    "W_enc": "model d_in d_sae",
+    "b_enc": "d_sae",
+    "W_dec": "d_sae model d_in",
+    "b_dec": "model d_in",
+    "mean": "model d_in",
+    "scale": "model",
+    "units.mean": "model d_in",
+    "units.scale": "model"
+  },
+  "models": ["base", "tuned"],
+  "crosscoder": {
+    "d_in": 5,
+    "d_sae": 9,
+    "n_models": 2,
+    "sparsity": {
+      "name": "batch_topk",
+      "k": 2,
+      "k_max": null,
+      "k_anneal_steps": 0,
+      "threshold_start": 0.5,
+      "threshold_decay": 0.99
+    },
+    "code_norm": "l2",
+    "init_norm": 0.5,
+    "same_init": false,
+    "seed": 7,
+    "folded": false
+  },
+  "extra": {"hook": "blocks.1.hook_resid_post"}
+}
+"""
+
+
+def test_a_file_of_version_1_still_loads(tmp_path):
+    saved, x = crosscoder(), torch.randn(20, 2, 5)
+    path = save(saved, tmp_path / "c") / "config.json"
+    path.write_text(VERSION_1)
+    loaded = load(tmp_path / "c")
+    assert torch.equal(loaded(x).recon, saved(x).recon)
+    assert loaded.init == Init(norm=0.5, same=False, seed=7)
+    assert (loaded.partition, loaded.encoder) == (Partition(), "sum")
+    assert read_config(tmp_path / "c")["extra"] == {"hook": "blocks.1.hook_resid_post"}
+    again = load(save(loaded, tmp_path / "d"))
+    assert again.config == loaded.config
+    path.write_text(VERSION_1.replace('"init_norm": 0.5', '"init_norm": 0.5, "hidden": 3'))
+    with pytest.raises(CorruptFile, match="no setting 'hidden'"):
+        load(tmp_path / "c")
+
+
+def test_a_version_1_config_without_a_setting_is_refused(tmp_path):
+    path = save(crosscoder(), tmp_path / "c") / "config.json"
+    path.write_text(VERSION_1.replace('    "init_norm": 0.5,\n', ""))
+    with pytest.raises(CorruptFile, match="'init_norm' is missing"):
+        load(tmp_path / "c")
+
+
+def test_a_dictionary_of_one_model_is_saved_as_one_of_the_difference(tmp_path):
+    one = Crosscoder(5, 9, TopK(2), n_models=1, encoder="mean").eval()
+    loaded, x = load(save(one, tmp_path / "c")), torch.randn(20, 1, 5)
+    assert torch.equal(loaded(x).recon, one(x).recon)
+    assert read_config(tmp_path / "c")["models"] == ["difference"]

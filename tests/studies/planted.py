@@ -8,6 +8,7 @@ import torch
 from tests.models.fake_pair import byte_tokenizer
 from tests.models.tiny_models import tiny_llama_model
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.sparsity import ReLU
 from tl_crosscoder.models.backends import HookBackend
 from tl_crosscoder.models.pair import ModelPair
@@ -37,7 +38,7 @@ def planted_crosscoder(pair: ModelPair, shift: torch.Tensor) -> Crosscoder:
     direction = shift / shift.norm()
     along = embeddings @ direction
     top, second = along.topk(2).values
-    crosscoder = Crosscoder(pair.d_in, LATENTS, ReLU(), init_norm=0.1, seed=1)
+    crosscoder = Crosscoder(pair.d_in, LATENTS, ReLU(), init=Init(norm=0.1, seed=1))
     with torch.no_grad():
         crosscoder.W_enc_rows[PLANTED, BASE] = 0
         crosscoder.W_enc_rows[PLANTED, TUNED] = direction / (top - second)

@@ -5,6 +5,7 @@ import torch
 from synthetic_runs import K, alive, delta_norm, run_batchtopk, run_l1, small_pair
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import L1, MSE, AuxK
 from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU
 from tl_crosscoder.dictionary.synthetic import SyntheticPair
@@ -144,7 +145,7 @@ def test_the_full_benchmark_separates_batch_topk_from_l1():
     score = pair.score(batch_topk, calls(pair, batch_topk))
     assert min(score.precision, score.recall) >= 0.9
     assert twins(pair, batch_topk) == 0
-    l1 = full_size(pair, ReLU(), [MSE(), L1(0.1)], init_norm=0.1)
+    l1 = full_size(pair, ReLU(), [MSE(), L1(0.1)], init=Init(norm=0.1))
     score = pair.score(l1, calls(pair, l1))
     assert score.precision <= 0.7
     assert score.recall >= 0.9

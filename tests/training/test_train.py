@@ -10,6 +10,7 @@ import torch
 from synthetic_runs import small_pair
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import L1, MSE, AuxK
 from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, TopK
 from tl_crosscoder.errors import EmptyData, NonFiniteActs
@@ -107,7 +108,7 @@ def test_pooled_fve_is_not_a_mean_of_batch_ratios():
     small[:, :, 0] = torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None]
     large = -3 * small
     trained = Crosscoder(
-        1, 1, ReLU(), init_norm=0.5**0.5
+        1, 1, ReLU(), init=Init(norm=0.5**0.5)
     )  # relu(2 · ½ x) · : x > 0 is perfect, x < 0 is lost
     history = train(
         trained,
@@ -268,7 +269,7 @@ def test_tokens_since_firing_are_counted_by_hand():
 
 def test_auxk_revives_latents_that_fell_silent():
     def dead_fraction(*losses):
-        trained = Crosscoder(PAIR.d_in, 48, BatchTopK(2), init_norm=0.5)
+        trained = Crosscoder(PAIR.d_in, 48, BatchTopK(2), init=Init(norm=0.5))
         with torch.no_grad():
             trained.b_enc[24:] = -0.5
         return train(trained, batches(8, 256), losses, config(steps=120, log_every=120)).rows[-1][

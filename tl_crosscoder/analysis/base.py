@@ -54,7 +54,15 @@ class EncodedBatch:
 class Analysis(ABC):
     """Accumulates over batches in float64; memory does not grow with the number of tokens."""
 
+    #: What it says is about base against tuned, so that a crosscoder of one model has none of it.
+    compares_models = False
+
     def __init__(self, crosscoder: Crosscoder):
+        if self.compares_models and crosscoder.n_models < 2:
+            raise ValueError(
+                f"{type(self).__name__} compares base with tuned, and this crosscoder has one model (a dictionary of their "
+                "difference?); Firing, MaxActs and Reconstruction look at one model"
+            )
         self.crosscoder = crosscoder
 
     @abstractmethod

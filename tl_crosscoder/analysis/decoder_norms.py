@@ -65,6 +65,8 @@ def _class(delta: float, fired: float) -> str:
 class DecoderNorms(Analysis):
     """``norm_base, norm_tuned, delta_norm, cosine``: no tokens needed."""
 
+    compares_models = True
+
     def update(self, batch: EncodedBatch) -> None:
         """The decoder is the same for every batch."""
 

@@ -40,6 +40,8 @@ class LatentScaling(Analysis):
     Source: Minder et al. 2025, arXiv:2504.02922, Latent Scaling.
     """
 
+    compares_models = True
+
     def __init__(self, crosscoder: Crosscoder):
         super().__init__(crosscoder)
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=crosscoder.W_dec.device)

@@ -30,7 +30,7 @@ class Reconstruction(Analysis):
     ``1 − Σ_k var(e_k) / Σ_k var(x_k)`` with the variances over *all* tokens, never a mean of per-batch ratios;
     ``fve`` pools both models. ``fve_difference`` is that of tuned − base: on a narrow fine-tune each model can
     be explained well and the change not at all. NaN where there is no variance (identical models have no
-    difference to explain).
+    difference to explain).  A crosscoder of one model has ``fve`` alone.
 
     Source: the global form of the FVE of Minder et al. 2025, arXiv:2504.02922.
     """
@@ -43,6 +43,8 @@ class Reconstruction(Analysis):
     def update(self, batch: EncodedBatch) -> None:
         self.target.update(batch.target)
         self.error.update(batch.error)
+        if self.crosscoder.n_models == 1:
+            return
         self.target_difference.update(batch.target[:, TUNED] - batch.target[:, BASE])
         self.error_difference.update(batch.error[:, TUNED] - batch.error[:, BASE])
 
@@ -51,6 +53,8 @@ class Reconstruction(Analysis):
 
     def metrics(self) -> Metrics:
         error, target = self.error.spread.sum(-1), self.target.spread.sum(-1)
+        if self.crosscoder.n_models == 1:
+            return {"fve": _fve(error.sum(), target.sum())}
         return {
             "fve_base": _fve(error[BASE], target[BASE]),
             "fve_tuned": _fve(error[TUNED], target[TUNED]),

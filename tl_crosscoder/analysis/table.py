@@ -35,8 +35,11 @@ def latent_table(
     ``nu_recon``) and the place of the strongest example.  Undefined values are NaN.
 
     ``rank_score = difference_share · max(0, 2 delta_norm − 1)`` orders latents by how much of the change they
-    write and how tuned-high they are; on narrow fine-tunes it finds what ``delta_norm`` alone misses."""
-    parts = list(analyses) if analyses is not None else [make(crosscoder) for make in ANALYSES]
+    write and how tuned-high they are; on narrow fine-tunes it finds what ``delta_norm`` alone misses.
+
+    A crosscoder of one model, such as a dictionary of the difference, has no columns that compare models."""
+    makes = [make for make in ANALYSES if crosscoder.n_models > 1 or not make.compares_models]
+    parts = list(analyses) if analyses is not None else [make(crosscoder) for make in makes]
     run(crosscoder, batches, parts)
     columns = {name: values.cpu().numpy() for part in parts for name, values in part.columns().items()}
     table = pd.DataFrame(columns, index=pd.RangeIndex(crosscoder.d_sae, name="latent"))

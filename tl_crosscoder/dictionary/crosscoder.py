@@ -1,6 +1,6 @@
 """One sparse code for every model, a decoder for each."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, final
 
 import torch
@@ -9,17 +9,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_crosscoder.dictionary.codes import Codes, DenseCodes
-from tl_crosscoder.dictionary.init import decoder_rows
+from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.scores import Crowded, ExactScores
 from tl_crosscoder.dictionary.screening import ScreenedScores, screens
-from tl_crosscoder.dictionary.sparse_ops import Pairs, encode_pairs
+from tl_crosscoder.dictionary.sparse_ops import Pairs, encode_pairs, take_rows
 from tl_crosscoder.dictionary.sparsity import SPARSITIES, Sparsity
 from tl_crosscoder.errors import ShapeMismatch
 
 #: Share of active latents above which a dense product is faster than one over pairs.
 MAX_DENSITY = 1 / 8
 CODE_NORMS = ("sum", "l2", "none")
+ENCODERS = ("sum", "mean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +48,10 @@ class Crosscoder(nn.Module):
     """``pre_acts = Σ_m W_enc^m x^m + b_enc``; ``recon^m = Σ_j f_j d_j^m + b_dec^m``, with x and recon in normalised units.
 
     ``code_norm`` weighs an activation by its decoders: ``"sum"`` of the models' norms (Lindsey et al. 2024), ``"l2"`` norm of the
-    concatenation (one SAE on the stacked vector), ``"none"``.  ``init_norm``: length of each model's decoder rows at the start; the
-    encoder starts as their transpose.  ``same_init``: both models start from the same directions.
+    concatenation (one SAE on the stacked vector), ``"none"``.  ``encoder="mean"`` takes the mean over models in place of the sum
+    (Delta-Crosscoder, Kassem et al. 2026, arXiv:2603.04426).  ``partition``: latents that are shared, or one model's, for good.
+    ``init``: where the weights start.  With one model it is a dictionary of that model's activations, or of a
+    :func:`~tl_crosscoder.dictionary.difference.difference`.
 
     The encoder is stored latent-major, ``W_enc_rows [d_sae, model, d_in]``; ``W_enc`` views it as [model, d_in, d_sae].
     """
@@ -61,19 +65,18 @@ class Crosscoder(nn.Module):
         n_models: int = 2,
         normalizer: Normalizer | None = None,
         code_norm: Literal["sum", "l2", "none"] = "sum",
-        init_norm: float = 1.0,
-        same_init: bool = True,
-        seed: int = 0,
+        encoder: Literal["sum", "mean"] = "sum",
+        partition: Partition = Partition(),  # noqa: B008 - frozen
+        init: Init = Init(),  # noqa: B008 - frozen
     ):
         super().__init__()
-        if min(d_in, d_sae) < 1:
-            raise ValueError(f"sizes start at 1, got d_in={d_in}, d_sae={d_sae}")
-        if n_models < 2:
-            raise ValueError(
-                f"a crosscoder compares 2 or more models, got n_models={n_models}; for one model train a sparse autoencoder"
-            )
+        if min(d_in, d_sae, n_models) < 1:
+            raise ValueError(f"sizes start at 1, got d_in={d_in}, d_sae={d_sae}, n_models={n_models}")
         if code_norm not in CODE_NORMS:
             raise ValueError(f"no code_norm named {code_norm!r}; known: {', '.join(CODE_NORMS)}")
+        if encoder not in ENCODERS:
+            raise ValueError(f"no encoder named {encoder!r}; known: {', '.join(ENCODERS)}")
+        partition.check(d_sae, n_models, d_in)
         sparsity.check(d_sae)
         normalizer = Normalizer.identity(n_models, d_in) if normalizer is None else normalizer
         if normalizer.mean.shape != (n_models, d_in):
@@ -81,17 +84,20 @@ class Crosscoder(nn.Module):
                 f"Crosscoder wants a normaliser of [model={n_models}, d_in={d_in}], got {list(normalizer.mean.shape)}"
             )
         self.d_in, self.d_sae, self.n_models = d_in, d_sae, n_models
-        self.code_norm, self.init_norm, self.same_init, self.seed = code_norm, init_norm, same_init, seed
+        self.code_norm, self.encoder, self.partition, self.init = code_norm, encoder, partition, init
         self.sparsity, self.normalizer = sparsity, normalizer
         self.units: Normalizer | None = None  # set by folded(): the units of norms, losses and scores
         self._crowded = False  # so many latents were active lately that pairs do not pay
         device = torch.get_default_device()
         if device.type == "meta":  # a shell to load weights into
-            rows = torch.empty(d_sae, n_models, d_in)
+            encoder_rows, decoder_rows = (torch.empty(d_sae, n_models, d_in) for _ in range(2))
         else:
-            rows = decoder_rows(d_sae, n_models, d_in, norm=init_norm, same=same_init, seed=seed).to(device)
-        self.W_dec = nn.Parameter(rows)
-        self.W_enc_rows = nn.Parameter(rows.clone())
+            tied = partition.parts(d_sae).shared.stop
+            encoder_rows, decoder_rows = init.rows(d_sae, n_models, d_in, tied=tied)
+            partition.project_encoder(encoder_rows, d_sae)
+            partition.project_decoder(decoder_rows, d_sae)
+        self.W_dec = nn.Parameter(decoder_rows.to(device))
+        self.W_enc_rows = nn.Parameter(encoder_rows.to(device))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(n_models, d_in))
         self.to(device)  # the sparsity and the normaliser may come from elsewhere
@@ -102,6 +108,8 @@ class Crosscoder(nn.Module):
         return self.W_enc_rows.permute(1, 2, 0)
 
     def forward(self, x: Float[Tensor, "batch model d_in"]) -> CrosscoderOutput:
+        if torch.is_grad_enabled() and not self.partition.free:
+            self.partition.hold(self.W_enc_rows, self.W_dec, check=self.training)
         y = self._normalised(x, "forward")
         codes = self._codes(y)
         estimate = codes.decode(self.W_dec) + self.b_dec
@@ -125,7 +133,8 @@ class Crosscoder(nn.Module):
         y = self._normalised(x, "pre_acts")
         if latents is None:
             return self._pre_acts(y)
-        return F.linear(y.flatten(1), self.W_enc_rows[latents].flatten(1), self.b_enc[latents])
+        y = self._encoder_input(y)
+        return F.linear(y.flatten(1), take_rows(self.W_enc_rows, latents).flatten(1), self.b_enc[latents])
 
     def decode(self, acts: Float[Tensor, "batch d_sae"] | Codes) -> Float[Tensor, "batch model d_in"]:
         """The reconstruction of every model's activations, raw units."""
@@ -143,9 +152,12 @@ class Crosscoder(nn.Module):
         norms = self.decoder_norms()
         return norms.sum(-1) if self.code_norm == "sum" else norms.norm(dim=-1)
 
-    def decoder_rows(self) -> Float[Tensor, "d_sae model d_in"]:
-        """``W_dec`` in normalised units; folding does not change it."""
-        return self.W_dec if self.units is None else self.W_dec * self.units.scale[:, None]
+    def decoder_rows(
+        self, latents: Int[Tensor, "latent"] | None = None
+    ) -> Float[Tensor, "latent model d_in"]:
+        """``W_dec`` in normalised units, of all latents or of some; folding does not change it."""
+        rows = self.W_dec if latents is None else take_rows(self.W_dec, latents)
+        return rows if self.units is None else rows * self.units.scale[:, None]
 
     def raw_rows(self) -> Float[Tensor, "d_sae model d_in"]:
         """``W_dec`` in raw units: what one unit of activation adds to each model's residual stream."""
@@ -166,7 +178,7 @@ class Crosscoder(nn.Module):
         folded.units = Normalizer(mean, scale)
         rows = self.W_enc_rows * scale[:, None]
         folded.W_enc_rows.copy_(rows)
-        folded.b_enc.copy_(self.b_enc - F.linear(mean.flatten(), rows.flatten(1)))
+        folded.b_enc.copy_(self.b_enc - F.linear(self._encoder_input(mean).flatten(), rows.flatten(1)))
         folded.W_dec.copy_(self.W_dec / scale[:, None])
         folded.b_dec.copy_(self.normalizer.denormalise(self.b_dec[None])[0])
         return folded.train(self.training)
@@ -180,33 +192,25 @@ class Crosscoder(nn.Module):
             "n_models": self.n_models,
             "sparsity": SPARSITIES.describe(self.sparsity),
             "code_norm": self.code_norm,
-            "init_norm": self.init_norm,
-            "same_init": self.same_init,
-            "seed": self.seed,
+            "encoder": self.encoder,
+            "partition": asdict(self.partition),
+            "init": asdict(self.init),
             "folded": self.units is not None,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Crosscoder":
         """The crosscoder ``config`` describes.  Unknown and missing keys raise."""
-        arguments = dict(config)
-        known = (
-            "d_in",
-            "d_sae",
-            "n_models",
-            "sparsity",
-            "code_norm",
-            "init_norm",
-            "same_init",
-            "seed",
-            "folded",
+        sizes = ("d_in", "d_sae", "n_models")
+        arguments = _checked(
+            config, "crosscoder", (*sizes, "sparsity", "code_norm", "encoder", "partition", "init", "folded")
         )
-        if unknown := sorted(set(arguments) - set(known)):
-            raise ValueError(f"a crosscoder has no setting {unknown[0]!r}; known: {', '.join(known)}")
-        if missing := [name for name in known if name not in arguments]:
-            raise ValueError(f"the crosscoder's setting {missing[0]!r} is missing")
         folded = arguments.pop("folded")
-        crosscoder = cls(sparsity=SPARSITIES.build(arguments.pop("sparsity")), **arguments)
+        arguments["sparsity"] = SPARSITIES.build(arguments["sparsity"])
+        for name, part in (("partition", Partition), ("init", Init)):
+            known = tuple(field.name for field in fields(part))
+            arguments[name] = part(**_checked(arguments[name], name, known))
+        crosscoder = cls(**arguments)
         if folded:
             crosscoder.units = Normalizer.identity(crosscoder.n_models, crosscoder.d_in)
         return crosscoder
@@ -238,6 +242,7 @@ class Crosscoder(nn.Module):
 
     def _paired(self, y: Float[Tensor, "batch model d_in"]) -> Codes:
         """Raises Crowded where more than ``MAX_DENSITY`` of the latents are active."""
+        y = self._encoder_input(y)
         with torch.no_grad():
             kind = ScreenedScores if screens(y) else ExactScores
             limit = int(MAX_DENSITY * self.d_sae * len(y))
@@ -247,9 +252,23 @@ class Crosscoder(nn.Module):
         values = encode_pairs(y, self.W_enc_rows, self.b_enc, pairs, found.pre_acts[order])
         return Codes.at(pairs, values)
 
+    def _encoder_input(self, y: Float[Tensor, "*batch model d_in"]) -> Float[Tensor, "*batch model d_in"]:
+        """Scaled so that the encoder's sum over models is the sum or the mean."""
+        return y if self.encoder == "sum" else y / self.n_models
+
     def _pre_acts(self, y: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "batch d_sae"]:
+        y = self._encoder_input(y)
         return F.linear(y.flatten(1), self.W_enc_rows.flatten(1), self.b_enc)
 
     def _estimate(self, acts: Tensor | Codes) -> Float[Tensor, "batch model d_in"]:
         codes = acts if isinstance(acts, Codes) else DenseCodes(acts)
         return codes.decode(self.W_dec) + self.b_dec
+
+
+def _checked(settings: dict[str, Any], of: str, known: tuple[str, ...]) -> dict[str, Any]:
+    """A copy; ValueError unless it has exactly these keys."""
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"a {of} has no setting {unknown[0]!r}; known: {', '.join(known)}")
+    if missing := [name for name in known if name not in settings]:
+        raise ValueError(f"the {of}'s setting {missing[0]!r} is missing")
+    return dict(settings)

@@ -1,19 +1,57 @@
 """Where a dictionary starts."""
 
+import math
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_crosscoder.dictionary.prefix import first_latents
 
-def decoder_rows(
-    d_sae: int, n_models: int, d_in: int, *, norm: float, same: bool, seed: int
-) -> Float[Tensor, "d_sae model d_in"]:
-    """Gaussian directions on the CPU, each model's row of length ``norm``; ``same``: one direction for all models.
+DIRECTIONS = ("gaussian", "uniform")
 
-    The same start suits concepts that both models have; on planted data, rare concepts of one model are found more often from
-    independent starts.
+
+@dataclass(frozen=True)
+class Init:
+    """Decoder rows of length ``norm`` in random directions, the encoder their transpose, biases 0.
+
+    ``same``: whether a latent's direction is the same in all models, or for how many of the first latents it is: a number (int) or
+    a share (float).  The same start suits concepts that every model has; on planted data, rare concepts of one model are found
+    more often from independent ones.  ``directions``: ``"gaussian"``, or ``"uniform"`` in a cube (Kaiming's, brought to ``norm``).
+    ``transposed=False``: encoder rows of the same length in directions of their own.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    rows = torch.randn(d_sae, 1 if same else n_models, d_in, generator=generator, device="cpu")
-    rows *= norm / rows.norm(dim=-1, keepdim=True)
-    return rows.expand(d_sae, n_models, d_in).contiguous()
+
+    norm: float = 1.0
+    same: bool | int | float = True
+    directions: Literal["gaussian", "uniform"] = "gaussian"
+    transposed: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        if not (self.norm > 0 and math.isfinite(self.norm)):
+            raise ValueError(f"the rows' norm is a finite number above 0, got {self.norm}")
+        if self.directions not in DIRECTIONS:
+            raise ValueError(f"no directions named {self.directions!r}; known: {', '.join(DIRECTIONS)}")
+
+    def rows(
+        self, d_sae: int, n_models: int, d_in: int, *, tied: int = 0
+    ) -> tuple[Float[Tensor, "d_sae model d_in"], Float[Tensor, "d_sae model d_in"]]:
+        """Encoder and decoder on the CPU; the first ``tied`` latents have the same decoder in all models in any case."""
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        alike = float(self.same) if isinstance(self.same, bool) else self.same
+        same = first_latents(alike, d_sae)
+        decoder = self._rows(d_sae, n_models, d_in, max(tied, same), generator)
+        encoder = decoder.clone() if self.transposed else self._rows(d_sae, n_models, d_in, same, generator)
+        return encoder, decoder
+
+    def _rows(self, d_sae: int, n_models: int, d_in: int, same: int, generator: torch.Generator) -> Tensor:
+        alike = self._draw((same, 1, d_in), generator).expand(-1, n_models, -1)
+        rows = torch.cat([alike, self._draw((d_sae - same, n_models, d_in), generator)])
+        return rows * (self.norm / rows.norm(dim=-1, keepdim=True))
+
+    def _draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+        if self.directions == "gaussian":
+            return torch.randn(shape, generator=generator, device="cpu")
+        return 2 * torch.rand(shape, generator=generator, device="cpu") - 1

@@ -13,6 +13,7 @@ import torch
 from tl_crosscoder.analysis.table import latent_table
 from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import MSE, AuxK
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK
@@ -147,8 +148,7 @@ def learn(
         BatchTopK(config.k),
         n_models=store.n_models,
         normalizer=Normalizer.fit(store),
-        init_norm=config.init_norm,
-        seed=config.seed,
+        init=Init(norm=config.init_norm, seed=config.seed),
     ).to(device)
     training = TrainConfig(
         steps=config.steps,

@@ -1,6 +1,7 @@
 """A finished crosscoder as a folder: ``config.json`` and ``model.safetensors``.  Nothing here reads or writes pickle."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from tl_crosscoder import __version__
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
+from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.errors import CorruptFile
 from tl_crosscoder.files import read_json, replaced_folder
 from tl_crosscoder.hub.guard import check_header, check_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 AXES = {
     "W_enc": "model d_in d_sae",
     "b_enc": "d_sae",
@@ -29,6 +32,7 @@ AXES = {
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 OURS = {CONFIG, WEIGHTS, "README.md"}
 MAX_D_SAE = 1 << 26
+INIT_IN_VERSION_1 = {"norm": "init_norm", "same": "same_init", "seed": "seed"}
 
 
 def save(crosscoder: Crosscoder, directory: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
@@ -46,7 +50,7 @@ def save(crosscoder: Crosscoder, directory: str | Path, *, extra: dict[str, Any]
         "format_version": FORMAT_VERSION,
         "library_version": __version__,
         "axes": AXES,
-        "models": ["base", "tuned", *(str(m) for m in range(2, crosscoder.n_models))][: crosscoder.n_models],
+        "models": _models(crosscoder.n_models),
         "crosscoder": crosscoder.config,
         "extra": extra or {},
     }
@@ -102,7 +106,23 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         or not isinstance(config["extra"], dict)
     ):
         raise CorruptFile(f"{path}: 'axes', 'crosscoder' or 'extra' is not what this format writes")
-    return config
+    return _from_version_1(path, config) if found == 1 else config
+
+
+def _from_version_1(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """It had no encoder to choose and no partition, and the init's settings were the crosscoder's own."""
+    crosscoder = dict(config["crosscoder"])
+    for name in INIT_IN_VERSION_1.values():
+        if name not in crosscoder:
+            raise CorruptFile(f"{path}: the crosscoder's setting {name!r} is missing")
+    init = {name: crosscoder.pop(old) for name, old in INIT_IN_VERSION_1.items()}
+    added = {"encoder": "sum", "partition": asdict(Partition()), "init": asdict(Init()) | init}
+    return {**config, "crosscoder": crosscoder | added}
+
+
+def _models(n: int) -> list[str]:
+    """One model axis alone holds what base and tuned were made into, mostly their difference."""
+    return ["difference"] if n == 1 else ["base", "tuned", *(str(m) for m in range(2, n))]
 
 
 def _named(crosscoder: Crosscoder) -> dict[str, Tensor]:
@@ -129,5 +149,6 @@ def _check_sizes(config: dict[str, Any]) -> None:
     for name, largest in (("d_in", 1 << 20), ("d_sae", MAX_D_SAE), ("n_models", 1 << 10)):
         if type(size := config.get(name)) is not int or not 1 <= size <= largest:
             raise ValueError(f"{name} is {size!r}, want a whole number in 1..{largest}")
-    if not isinstance(config.get("sparsity"), dict):
-        raise ValueError(f"sparsity is {config.get('sparsity')!r}, want a description")
+    for name in ("sparsity", "partition", "init"):
+        if not isinstance(config.get(name), dict):
+            raise ValueError(f"{name} is {config.get(name)!r}, want a description")
