@@ -33,18 +33,18 @@ class AuxK:
         self, x: Tensor, out: CrosscoderOutput, crosscoder: Crosscoder, progress: Progress
     ) -> Float[Tensor, ""]:
         dead = (progress.tokens_since_fired >= self.dead_after_tokens).nonzero()[:, 0]
-        if not len(dead):
+        shard = crosscoder.shard
+        if not (n_dead := shard.total(len(dead), shard.latents)):
             return out.estimate.new_zeros(())
-        k = min(self.k_aux or crosscoder.d_in // 2, len(dead))
+        k = min(self.k_aux or crosscoder.d_in // 2, n_dead)
         acts = crosscoder.pre_acts(x, dead).relu()
-        if k < len(dead):
+        if k < n_dead:
             v = acts.detach() * crosscoder.selection_norms().detach()[dead]
-            chosen = v.topk(k, dim=-1, sorted=False).indices
-            acts = torch.zeros_like(acts).scatter(1, chosen, acts.gather(1, chosen))
+            acts = acts.where(v >= shard.kth_of_rows(v, k), 0)
         residual = (out.target - out.estimate).detach().flatten(1)
-        rows = crosscoder.decoder_rows().index_select(0, dead).flatten(1)
-        error = (residual - acts @ rows).square().sum() / len(residual)
+        rows = crosscoder.decoder_rows(dead).flatten(1)
+        error = (residual - shard.sum(acts @ rows)).square().sum() / len(residual)
         if self.relative:
-            variance = (residual - residual.mean(0)).square().sum() / len(residual)
+            variance = shard.mean((residual - shard.mean(residual.mean(0))).square().sum() / len(residual))
             error = torch.nan_to_num(error / variance, posinf=0.0)
         return self.weight * error

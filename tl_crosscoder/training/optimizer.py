@@ -1,0 +1,112 @@
+"""Adam for a crosscoder: a block of latents at a time, so that a row's gradient is made, clipped and used while it is in cache."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.partition import projection
+from tl_crosscoder.dictionary.row_grads import RowGrads, kept_apart
+
+BETAS = (0.9, 0.999)
+EPS = 1e-8
+#: Bytes of a block of rows on a CPU; elsewhere all rows are one block.
+BLOCK_BYTES = 1 << 21
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015) with betas .9 and .999, the norm of the whole gradient cut to ``clip``.
+
+    The gradient of the large weights is never held: each row's is made twice, for the norm and for the step, which costs no more
+    than writing it and reading it back, and saves memory of the weights' size.
+    """
+
+    def __init__(self, crosscoder: Crosscoder):
+        self.parameters = dict(crosscoder.named_parameters())
+        self.steps = torch.zeros(())
+        self.exp_avg = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self._rows = [name for name, p in self.parameters.items() if p.dim() == 3]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The number of steps taken and both moments of every parameter."""
+        moments = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        named = {f"{kind}.{name}": t for kind, tensors in moments.items() for name, t in tensors.items()}
+        return {"steps": self.steps, **named}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from ``state_dict()``."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+
+    def descend(self, terms: dict[str, Tensor], *, lr: float, clip: float, step: int) -> None:
+        """One step of size ``lr`` down the sum of the terms; nothing changes unless loss and gradient are finite."""
+        total = torch.stack(list(terms.values())).sum()
+        if not total.isfinite():
+            values = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
+            raise FloatingPointError(
+                f"the loss of step {step} is not finite ({values}); the weights are as before it. Lower lr?"
+            )
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        with kept_apart([self.parameters[name] for name in self._rows]) as apart:
+            total.backward()
+        self._step(dict(zip(self._rows, apart, strict=True)), lr, clip, step)
+
+    @torch.no_grad()
+    def _step(self, apart: dict[str, RowGrads], lr: float, clip: float, step: int) -> None:
+        gradients = (gradient.flatten() for _, _, gradient in self._gradients(apart))
+        norm = torch.stack([gradient.dot(gradient) for gradient in gradients]).sum().sqrt()
+        if not norm.isfinite():
+            raise FloatingPointError(
+                f"the gradient of step {step} is not finite; the weights are as before it. Lower lr?"
+            )
+        self.steps += 1
+        shrink = clip / (norm.item() + 1e-6)
+        for name, rows, gradient in self._gradients(apart):
+            if shrink < 1:
+                gradient.mul_(shrink)
+            torch.ops.aten._fused_adam_(
+                [self.parameters[name][rows]],
+                [gradient],
+                [self.exp_avg[name][rows]],
+                [self.exp_avg_sq[name][rows]],
+                [],
+                [self.steps],
+                lr=lr,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                weight_decay=0.0,
+                eps=EPS,
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def _gradients(self, apart: dict[str, RowGrads]) -> Iterator[tuple[str, slice, Tensor]]:
+        """The gradient of every parameter, a block of its rows at a time."""
+        for name, parameter in self.parameters.items():
+            if name not in apart:
+                if parameter.grad is not None:
+                    yield name, slice(None), parameter.grad
+                continue
+            for rows in blocks(parameter):
+                gradient = apart[name].block(rows.start, rows.stop, parameter).view_as(parameter[rows])
+                if parameter.grad is not None:
+                    gradient += parameter.grad[rows]
+                if (project := projection(parameter)) is not None:
+                    project(gradient, first=rows.start)
+                yield name, rows, gradient
+
+
+def blocks(parameter: nn.Parameter) -> Iterator[slice]:
+    """Neighbouring rows that fit a processor's cache; all rows on a GPU.
+
+    A block is a multiple of 16 rows: the kernel rounds the last numbers of a block otherwise where they fill no register, and
+    tied rows must stay equal.
+    """
+    row_bytes = parameter[0].numel() * parameter.element_size()
+    size = max(16, BLOCK_BYTES // row_bytes // 16 * 16) if parameter.device.type == "cpu" else len(parameter)
+    for start in range(0, len(parameter), size):
+        yield slice(start, min(start + size, len(parameter)))
