@@ -14,7 +14,8 @@ from tl_crosscoder.dictionary.codes import Codes, DenseCodes
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.prefix import first_latents
-from tl_crosscoder.dictionary.scores import ExactScores
+from tl_crosscoder.dictionary.scores import Crowded, ExactScores
+from tl_crosscoder.dictionary.screening import ScreenedScores
 from tl_crosscoder.dictionary.sparsity import SPARSITIES, BatchTopK, GroupMax, JumpReLU, ReLU, Split, TopK
 from tl_crosscoder.errors import CorruptFile
 from tl_crosscoder.hub.save import load, save
@@ -228,6 +229,21 @@ def test_a_split_of_batch_topks_never_asks_for_every_pre_activation():
     acts[found.tokens, found.latents] = found.pre_acts
     expected = Split(10, BatchTopK(2), BatchTopK(1))(x @ rows.T, torch.ones(30))
     torch.testing.assert_close(acts, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [ExactScores, ScreenedScores])
+def test_a_part_of_the_scores_is_those_latents_counted_from_zero(kind):
+    generator = torch.Generator().manual_seed(0)
+    x, rows = torch.randn(40, 7, generator=generator), torch.randn(30, 7, generator=generator)
+    scores = kind(x, rows, torch.randn(30, generator=generator), torch.rand(30, generator=generator), 500)
+    part, whole = scores.part(slice(4, 21)).above(0.3), scores.above(0.3)
+    inside = (whole.latents >= 4) & (whole.latents < 21)
+    assert 0 < len(part) < len(whole)
+    assert part.latents.tolist() == (whole.latents[inside] - 4).tolist()
+    assert part.tokens.tolist() == whole.tokens[inside].tolist()
+    torch.testing.assert_close(part.scores, whole.scores[inside])
+    with pytest.raises(Crowded):
+        scores.part(slice(0, 30)).above(0.0)  # about 600 pairs: the limit comes along
 
 
 # laws of every sparsity, in a crosscoder

@@ -15,8 +15,8 @@ from tl_crosscoder.dictionary.losses.price import Price, check_price, prices
 class PreAct:
     """``weight · mean_n Σ_j relu(θ_j - p_j) · norm_j`` with p the pre-activation: what never fires is pulled towards firing.
 
-    For learned thresholds θ (:class:`JumpReLU`), whose dead latents get no other gradient.  Every pre-activation takes part, so it
-    costs a dense product of its own.  ``norm`` and ``mix``: as in :class:`L1`.
+    For learned thresholds θ (:class:`JumpReLU`): far below them the reconstruction gives a latent no gradient.  Every
+    pre-activation takes part, so it costs a dense product of its own.  ``norm`` and ``mix``: as in :class:`L1`.
 
     Source: Conerly et al., Circuits Updates, January 2025.
     """
