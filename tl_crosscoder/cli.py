@@ -3,6 +3,7 @@
 import functools
 import json
 import operator
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,8 @@ SHOWN = [
     "class", "delta_norm", "nu_error", "nu_recon", "cosine", "frequency", "difference_share", "difference_peak", "rank_score",
 ]  # fmt: skip
 
-USAGE, MISMATCH = 2, 3  # exit codes: wrong usage; models or data that do not fit together
+# exit codes: wrong usage; models or data that do not fit together; no room on the disk
+USAGE, MISMATCH, DISK = 2, 3, 5
 
 Base = Annotated[str, typer.Argument(help="Base model: a Hub name or a local folder.")]
 Tuned = Annotated[str | None, typer.Argument(help="Fine-tuned model; leave it out with --adapter.")]
@@ -165,22 +167,40 @@ def train_command(
     lr: Lr = 1e-3,
     seed: Seed = 0,
     device: Device = "cpu",
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from this run's newest checkpoint.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a BatchTopK crosscoder on a store."""
+    """Train a BatchTopK crosscoder on a store; Ctrl-C saves, and --resume goes on as if nothing had happened."""
     config = _config(d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+    from tl_crosscoder.diffing.folder import RunFolder
     from tl_crosscoder.diffing.run import learn
     from tl_crosscoder.hub.save import save
     from tl_crosscoder.models.activations import PairedActivations
 
     seen, _ = PairedActivations.open(acts).split(1 - config.held_out, config.seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    log = out.parent / "train.jsonl"
-    crosscoder, history = learn(seen, config, device=device, log_path=log, progress=not quiet)
+    run = RunFolder(out.parent)
+    saving = {
+        "log_path": run.log,
+        "checkpoints": run.checkpoints,
+        "checkpoint_every": checkpoint_every,
+        "resume": run.checkpoints if resume else None,
+    }
+    crosscoder, history = learn(seen, config, device=device, progress=not quiet, **saving)
+    if history.stopped_by:
+        again = [*sys.argv[1:], *([] if resume else ["--resume"])]
+        console.print(
+            f"saved after step {history.rows[-1]['step']} of {steps}; go on with:\n"
+            f"  {shlex.join(['tl-crosscoder', *again])}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(128 + history.stopped_by)
     save(crosscoder, out, extra={"pair": seen.manifest["pair"], "config": asdict(config)})
-    if history.interrupted:
-        raise KeyboardInterrupt
     _print(history.rows[-1], as_json)
 
 
@@ -250,8 +270,10 @@ def _message(error: Exception) -> str:
 
 
 def _exit_code(error: Exception) -> int:
-    from tl_crosscoder.errors import CrosscoderError
+    from tl_crosscoder.errors import CrosscoderError, NotSaved
 
+    if isinstance(error, NotSaved):
+        return DISK
     if isinstance(error, CrosscoderError):
         return MISMATCH
     return (

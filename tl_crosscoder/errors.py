@@ -8,6 +8,7 @@
     ├── PairMismatch      (ValueError)   two models, or models and data, that do not belong together
     ├── NonFiniteActs     (ValueError)   NaN or Inf in the activations, with the place
     ├── CorruptFile       (OSError)      a file that is truncated, altered or hostile
+    ├── NotSaved          (OSError)      a checkpoint that could not be written, such as on a full disk
     └── EmptyData         (ValueError)   no tokens where some are needed
 
 Everything else is a standard exception.  Each message says what came, what was wanted and what to do.
@@ -36,6 +37,10 @@ class NonFiniteActs(CrosscoderError, ValueError):
 
 class CorruptFile(CrosscoderError, OSError):
     """A file that is truncated, altered or hostile."""
+
+
+class NotSaved(CrosscoderError, OSError):
+    """A checkpoint that could not be written, such as on a full disk; those before it are whole."""
 
 
 class EmptyData(CrosscoderError, ValueError):

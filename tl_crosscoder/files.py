@@ -16,7 +16,7 @@ from tl_crosscoder.errors import CorruptFile
 
 #: Bytes of a safetensors header, and of a JSON file unless said otherwise: a thousand times what ours need.
 LIMIT = 1 << 20
-SIZES = {"U8": 1, "I32": 4, "I64": 8, "F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+SIZES = {"BOOL": 1, "U8": 1, "I32": 4, "I64": 8, "F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)

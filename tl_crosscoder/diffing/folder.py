@@ -4,6 +4,7 @@
 
     acts/            the captured activations        (capture)
     crosscoder/      weights and config              (train)
+    checkpoints/     what a training goes on from    (train)
     train.jsonl      the training log                (train)
     latents.parquet  one row a latent                (table)
     metrics.json     every other figure, the verdict (diff)
@@ -35,6 +36,10 @@ class RunFolder:
     @cached_property
     def crosscoder(self) -> Path:
         return self.root / "crosscoder"
+
+    @cached_property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
 
     @cached_property
     def log(self) -> Path:

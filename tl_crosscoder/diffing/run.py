@@ -140,6 +140,9 @@ def learn(
     device: torch.device | str = "cpu",
     log_path: Path | None = None,
     progress: bool = True,
+    checkpoints: Path | None = None,
+    checkpoint_every: int = 500,
+    resume: Path | None = None,
 ) -> tuple[Crosscoder, History]:
     """A BatchTopK crosscoder of the store: centred, one scale for both models, the same init in both."""
     crosscoder = Crosscoder(
@@ -154,12 +157,14 @@ def learn(
         steps=config.steps,
         lr=config.lr,
         decay_fraction=0.3,
+        checkpoint_every=checkpoint_every,
         log_path=log_path,
         progress=progress,
         log_every=max(1, config.steps // 40),
     )
     losses = [MSE(), AuxK(dead_after_tokens=max(10_000, len(store) // 10))]
-    return crosscoder, train(crosscoder, store.shuffled(config.batch_size, config.seed), losses, training)
+    batches = store.shuffled(config.batch_size, config.seed)
+    return crosscoder, train(crosscoder, batches, losses, training, checkpoints=checkpoints, resume=resume)
 
 
 def refuse_held_out_prompts(

@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The optimiser's settings and where to report.  Adam with betas .9 and .999; the data decide the batch size."""
+    """The optimiser's settings, when to save and where to report.  Adam with betas .9 and .999; the data decide the batch size."""
 
     steps: int = 1000
     #: Adam's step size at its highest.
@@ -22,6 +22,10 @@ class TrainConfig:
     b_dec_init: Literal["geometric_median", "zeros"] = "geometric_median"
     #: Steps between two rows of the log.
     log_every: int = 50
+    #: Steps between two checkpoints, where there is a folder for them; the last step leaves one too.
+    checkpoint_every: int = 500
+    #: How many of the newest checkpoints stay; the best one stays beside them.
+    keep_last: int = 2
     #: A JSON-lines file, one row a line; its folder is made (None: no file).
     log_path: str | Path | None = None
     #: A bar on a terminal, lines elsewhere; False: silent.
@@ -30,10 +34,9 @@ class TrainConfig:
     wandb_project: str | None = None
 
     def __post_init__(self):
-        if self.steps < 1 or self.log_every < 1:
-            raise ValueError(
-                f"steps and log_every start at 1, got steps={self.steps}, log_every={self.log_every}"
-            )
+        for name in ("steps", "log_every", "checkpoint_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} starts at 1, got {name}={getattr(self, name)}")
         if not (self.lr > 0 and self.clip > 0 and self.warmup_steps >= 0 and 0 <= self.decay_fraction <= 1):
             raise ValueError(
                 f"want lr > 0, clip > 0, warmup_steps >= 0 and decay_fraction in [0, 1], got lr={self.lr}, clip={self.clip}, "

@@ -1,6 +1,9 @@
-"""Batches without end, checked."""
+"""Batches without end, checked, and found again where a training stopped."""
 
+import hashlib
+import operator
 from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -9,25 +12,101 @@ from torch import Tensor
 from tl_crosscoder.errors import EmptyData, NonFiniteActs
 
 
-def endless(batches: Iterable[Tensor], steps: int) -> Iterator[Tensor]:
+@runtime_checkable
+class Resumable(Protocol):
+    """Batches that know where they are: the state, tensors and JSON values, is that after the last batch they gave."""
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Feed:
     """``steps`` finite batches; the iterable is read again from the start whenever it ends.
 
-    Raises EmptyData where it cannot be: it is empty, or an iterator that can be read only once.
+    ``load_state_dict`` goes back to where ``state_dict`` was taken.  Batches that are ``Resumable`` do so themselves.  Others are
+    counted: those of the epoch that were seen are read again and passed over, from torch's random state at the epoch's start, and
+    the last of them must have the bytes that it had.
+
+    Raises EmptyData where the batches end early: they are empty, or an iterator that can be read only once.
     """
-    step = 0
-    while step < steps:
-        before = step
-        for x in batches:
-            check_finite(x, step)
-            yield x
-            step += 1
-            if step == steps:
-                return
-        if step == before or iter(batches) is batches:
-            raise EmptyData(
-                f"the batches ended after {step} of {steps} steps and cannot be read again; "
-                f"pass an iterable that starts over (a list, store.shuffled(batch_size, seed)) or steps={step}"
+
+    def __init__(self, batches: Iterable[Tensor], steps: int):
+        self.batches, self.steps = batches, steps
+        self.step = self.epoch = self.batch = 0
+        self.random_state = torch.get_rng_state()
+        self.last: Tensor | None = None
+        self._rest: Iterator[Tensor] | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rest, self._rest = self._rest, None
+        while self.step < self.steps:
+            fresh, before = rest is None, self.step
+            for x in self._epoch() if rest is None else rest:
+                check_finite(x, self.step)
+                self.step, self.batch, self.last = self.step + 1, self.batch + 1, x
+                yield x
+                if self.step == self.steps:
+                    return
+            if self.one_shot or (fresh and self.step == before):
+                raise EmptyData(
+                    f"the batches ended after {self.step} of {self.steps} steps and cannot be read again; "
+                    f"pass an iterable that starts over (a list, store.shuffled(batch_size, seed)) or steps={self.step}"
+                )
+            rest, self.epoch, self.batch = None, self.epoch + 1, 0
+
+    @property
+    def one_shot(self) -> bool:
+        """The batches can be read only once."""
+        return isinstance(self.batches, Iterator)
+
+    def notes(self) -> list[str]:
+        """How often the data are read, where that is more than once and they tell their length."""
+        length = operator.length_hint(self.batches)
+        if self.one_shot or not 0 < length < self.steps:
+            return []
+        return [f"{self.steps} steps are {self.steps / length:.1f} epochs of {length} batches"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands after the last batch given: tensors and JSON values."""
+        if isinstance(self.batches, Resumable):
+            return {"step": self.step, "batches": self.batches.state_dict()}
+        counted = {"epoch": self.epoch, "batch": self.batch, "last_sha256": _sha256(self.last)}
+        return {"step": self.step, "random_state": self.random_state, **counted}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back there; ValueError where the batches are not those of then."""
+        if isinstance(self.batches, Resumable) != ("batches" in state):
+            raise ValueError(
+                f"a {type(self.batches).__name__} cannot go on from a checkpoint of another kind of batches; pass the same data"
             )
+        self.step = state["step"]
+        if isinstance(self.batches, Resumable):
+            self.batches.load_state_dict(state["batches"])
+            self._rest = iter(self.batches)
+            return
+        torch.set_rng_state(state["random_state"])
+        self._rest = self._epoch()
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        for _ in range(self.batch):
+            self.last = next(self._rest, None)
+        if _sha256(self.last) != state["last_sha256"]:
+            raise ValueError(
+                f"these are not the batches that the training read: batch {self.batch} of epoch {self.epoch + 1} differs; "
+                "pass the same data in the same order"
+            )
+
+    def _epoch(self) -> Iterator[Tensor]:
+        self.random_state = torch.get_rng_state()
+        return iter(self.batches)
+
+
+def _sha256(x: Tensor | None) -> str | None:
+    if x is None:
+        return None
+    return hashlib.sha256(x.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def refuse_store(batches: Iterable[Tensor]) -> None:

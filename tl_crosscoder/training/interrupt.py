@@ -1,26 +1,40 @@
-"""Ctrl-C ends training after the step in progress."""
+"""Ctrl-C, or SIGTERM, ends training after the step in progress."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupt:
+    """``signal``: the first one that came, None before."""
+
+    def __init__(self):
+        self.signal: signal.Signals | None = None
+
 
 @contextmanager
-def graceful_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; a second one interrupts at once.  Outside the main thread nothing is caught."""
-    asked = threading.Event()
+def graceful_interrupt() -> Iterator[Interrupt]:
+    """Notes the first Ctrl-C or SIGTERM; a second one of either acts at once.  Outside the main thread nothing is caught."""
+    asked = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def ask(*_: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
-    signal.signal(signal.SIGINT, ask)
+    def ask(number: int, _: object) -> None:
+        asked.signal = signal.Signals(number)
+        restore()
+
+    for number in SIGNALS:
+        signal.signal(number, ask)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

@@ -1,6 +1,7 @@
 """The training loop."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,11 +9,12 @@ from torch import Tensor
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.losses import MSE, AuxK, Loss, Progress
 from tl_crosscoder.training.config import TrainConfig
-from tl_crosscoder.training.data import endless, geometric_median, refuse_store
+from tl_crosscoder.training.data import Feed, geometric_median, refuse_store
 from tl_crosscoder.training.dead import FiringRecord
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.interrupt import graceful_interrupt
-from tl_crosscoder.training.sinks import sinks
+from tl_crosscoder.training.sinks import Sink, sinks
+from tl_crosscoder.training.state import Keeper, TrainingState
 from tl_crosscoder.training.window import Window
 
 
@@ -21,53 +23,78 @@ def train(
     batches: Iterable[Tensor],
     losses: Sequence[Loss] | None = None,
     config: TrainConfig | None = None,
+    *,
+    checkpoints: str | Path | None = None,
+    resume: str | Path | None = None,
 ) -> History:
     """The history of minimising the sum of ``losses`` (``[MSE(), AuxK()]``); the crosscoder is left in ``eval()``.
 
     ``batches``: raw [batch, model, d_in] tensors, read again from the start when they end.  The same crosscoder, batches and number
-    of threads give the same bytes.  Each batch goes to the weights' device.  Ctrl-C finishes the step and returns with
-    ``interrupted``.
+    of threads give the same bytes.  Each batch goes to the weights' device.  The first Ctrl-C or SIGTERM finishes the step and
+    returns with ``interrupted``, the second acts at once.
 
-    Raises TypeError for a store that is not shuffled, EmptyData where the batches end early, NonFiniteActs for NaN or Inf
-    activations, FloatingPointError for a loss or gradient that is not finite; each before the weights change.
+    ``checkpoints``: a folder that gets one every ``checkpoint_every`` steps, at the end and where a signal stops the training; a
+    finished training's checkpoints there are replaced, an unfinished one's are not (FileExistsError).
+    ``resume``: such a folder; the newest whole checkpoint there is gone on from, with the same bytes at the end as if nothing had
+    happened, and the next ones go there too.  The same crosscoder, batches, losses and settings must be passed as at the start.
+
+    Raises TypeError for a store that is not shuffled and for checkpoints of batches that can be read only once, EmptyData where the
+    batches end early, NonFiniteActs for NaN or Inf activations, FloatingPointError for a loss or gradient that is not finite; each
+    before the weights change.  NotSaved where a checkpoint cannot be written; the one before it is whole.
     """
     config = TrainConfig() if config is None else config
     losses = [MSE(), AuxK()] if losses is None else list(losses)
     _check_names(losses)
     refuse_store(batches)
-    history, device = History(), crosscoder.W_dec.device
-    firing, window, tokens = FiringRecord(crosscoder.d_sae, device), Window(), 0
     optimizer = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
+    device = crosscoder.W_dec.device
+    feed, firing = Feed(batches, config.steps), FiringRecord(crosscoder.d_sae, device)
+    state = TrainingState(crosscoder, optimizer, feed, firing, History(notes=feed.notes()))
+    keeper, history = Keeper(state, losses, config, checkpoints, resume), state.history
+    keeper.start()
     crosscoder.train()
     with sinks(config, history) as logs, graceful_interrupt() as interrupt:
-        for step, x in enumerate(endless(batches, config.steps)):
+        for step, x in enumerate(feed, feed.step):
             x = x.to(device, non_blocking=True)
             if step == 0:
                 start_bias(crosscoder, x, config)
             crosscoder.sparsity.advance(step, config.steps)
-            progress = Progress(step, config.steps, tokens, firing.tokens_since_fired)
+            progress = Progress(step, config.steps, state.tokens, firing.tokens_since_fired)
             with torch.enable_grad():  # notebooks switch gradients off; reading the batches stays as it was
                 out = crosscoder(x)
                 terms = {loss.name: loss(x, out, crosscoder, progress) for loss in losses}
                 descend(crosscoder, optimizer, terms, step, config)
             firing.update(out.codes)
-            window.add(out, terms)
-            tokens += len(x)
-            history.interrupted = interrupt.is_set()
-            if (step + 1) % config.log_every == 0 or step + 1 == config.steps or history.interrupted:
-                row = {"step": step + 1, "tokens": tokens, "lr": config.lr_at(step), **window.row()}
-                row |= {
-                    "k": crosscoder.sparsity.k_now,
-                    "dead_fraction": firing.dead_fraction(_dead_after(losses)),
-                }
-                history.rows.append(row)
-                for log in logs:
-                    log.row(row)
-                window = Window()
+            state.window.add(out, terms)
+            state.tokens += len(x)
+            done, history.stopped_by = step + 1, interrupt.signal
+            if done % config.log_every == 0 or done == config.steps:
+                log_row(state, losses, config, logs)
+            if done % config.checkpoint_every == 0 or done == config.steps or history.interrupted:
+                keeper.save()
             if history.interrupted:
+                if state.window.steps:  # after the save: a training that goes on has no such row
+                    log_row(state, losses, config, logs)
+                history.notes.append(keeper.farewell())
+                for log in logs:
+                    log.note(history.notes[-1])
                 break
     crosscoder.eval()
     return history
+
+
+def log_row(state: TrainingState, losses: Sequence[Loss], config: TrainConfig, logs: Sequence[Sink]) -> None:
+    """Close the window: its row goes to the history and to the logs."""
+    row = {"step": state.feed.step, "tokens": state.tokens, "lr": config.lr_at(state.feed.step - 1)}
+    row |= state.window.row()
+    row |= {
+        "k": state.crosscoder.sparsity.k_now,
+        "dead_fraction": state.firing.dead_fraction(_dead_after(losses)),
+    }
+    state.history.rows.append(row)
+    for log in logs:
+        log.row(row)
+    state.window = Window()
 
 
 def descend(

@@ -30,6 +30,24 @@ class Window:
         new = [f(y) for y in (error, out.target) for f in (_sum, _sum_of_squares)]
         self.moments = [a + b for a, b in zip(self.moments, new, strict=True)] if self.moments else new
 
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, and how long they took."""
+        return {
+            "tokens": self.tokens,
+            "steps": self.steps,
+            "seconds": time.perf_counter() - self.start,
+            "active": self.active,
+            "losses": dict(self.losses),
+            "moments": {str(i): value for i, value in enumerate(self.moments)},
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from these sums."""
+        self.tokens, self.steps, self.active = state["tokens"], state["steps"], state["active"]
+        self.start = time.perf_counter() - state["seconds"]
+        self.losses = {name: value.to(device) for name, value in state["losses"].items()}
+        self.moments = [value.to(device) for value in state["moments"].values()]
+
     def row(self) -> dict[str, Any]:
         """``fve_base = 1 - Σ_k var(e_k) / Σ_k var(x_k)`` over the window; the mean of the error is not penalised.
 

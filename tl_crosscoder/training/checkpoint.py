@@ -1,0 +1,228 @@
+"""A folder of checkpoints: each a training after some step, whole or absent, from which it goes on bit for bit.
+
+::
+
+    checkpoints/
+        step-00000500/
+            state.safetensors   every tensor that later steps depend on
+            checkpoint.json     the other values, the rows of the log, what is trained and how, and the hashes of both
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.errors import CorruptFile, NotSaved
+from tl_crosscoder.files import read_header, read_json, replaced_folder, sha256, sync
+
+FORMAT_VERSION = 1
+STATE, ABOUT = "state.safetensors", "checkpoint.json"
+#: Bytes of checkpoint.json; the rows of a million steps, one in 50, need a hundredth.
+JSON_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A training after ``step`` of ``steps``.
+
+    ``training``: what is trained, by which losses and settings.  ``state``: all that later steps depend on, a tree of tensors and
+    JSON values.  ``loss``: what the best checkpoint has lowest; None before the second half, where schedules still move and
+    BatchTopK has no threshold.  ``machine``: what rounding depends on besides.
+    """
+
+    step: int
+    steps: int
+    training: dict[str, Any]
+    state: dict[str, Any]
+    rows: list[dict[str, Any]]
+    loss: float | None
+    machine: dict[str, Any]
+
+    def crosscoder(self) -> Crosscoder:
+        """The crosscoder as it then was, on the CPU and in ``eval()``."""
+        with torch.device("meta"):
+            crosscoder = Crosscoder.from_config(self.training["crosscoder"])
+        crosscoder.load_state_dict(self.state["crosscoder"], assign=True)
+        return crosscoder.eval()
+
+
+def prepare(directory: Path) -> None:
+    """Make the folder, take away what a killed save left in it, and raise ValueError where nothing can be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        sync(directory.parent)
+        for leftover in directory.glob(".step-*"):
+            shutil.rmtree(leftover)
+        tempfile.TemporaryDirectory(prefix=".step-", dir=directory).cleanup()
+    except OSError as error:
+        raise ValueError(
+            f"no checkpoint can be written to {str(directory)!r} ({error}); choose another"
+        ) from error
+
+
+def clear_finished(directory: Path) -> None:
+    """Remove the checkpoints of a finished training; FileExistsError for those of one that stopped on its way."""
+    folders = _folders(directory)
+    if folders and not _finished(folders[-1]):
+        raise FileExistsError(
+            f"{directory} holds a training that stopped at {folders[-1].name}; go on with it (resume={str(directory)!r}, "
+            "--resume on the command line), or delete it to start anew"
+        )
+    for folder in folders:
+        _remove(folder)
+
+
+def write(checkpoint: Checkpoint, directory: Path) -> Path:
+    """The checkpoint's folder, on the disk; NotSaved where it cannot be, and then nothing has changed."""
+    folder = directory / f"step-{checkpoint.step:08d}"
+    tensors: dict[str, Tensor] = {}
+    about = {**vars(checkpoint), "state": _split(checkpoint.state, "", tensors), "tensors": sorted(tensors)}
+    about["format_version"] = FORMAT_VERSION
+    try:
+        with replaced_folder(folder) as new:
+            save_file(tensors, new / STATE)
+            about["sha256"] = sha256(new / STATE)
+            about["digest"] = _digest(about)
+            lines = ",\n".join(f" {json.dumps(name)}: {_json(value)}" for name, value in about.items())
+            (new / ABOUT).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        free = shutil.disk_usage(directory).free
+        raise NotSaved(
+            f"{folder} could not be written ({error}): it needs {needed:,} bytes and more, {free:,} are free; the checkpoints "
+            f"before it are whole, resume={str(directory)!r} goes on from the newest"
+        ) from error
+    return folder
+
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder; CorruptFile unless every bit of it is as it was written."""
+    about = _about(folder)
+    read_header(folder / STATE, about["tensors"])
+    if sha256(folder / STATE) != about["sha256"]:
+        raise CorruptFile(f"{folder / STATE} was altered: its sha256 is not that of {ABOUT}")
+    state = _joined(about["state"], load_file(folder / STATE))
+    return Checkpoint(**{name: about[name] for name in Checkpoint.__annotations__} | {"state": state})
+
+
+def newest(directory: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint that is whole, and a sentence about each damaged one that was passed over.
+
+    Raises FileNotFoundError where there is none, CorruptFile where none is whole.
+    """
+    damaged: list[str] = []
+    for folder in reversed(_folders(directory)):
+        try:
+            return read(folder), damaged
+        except (CorruptFile, FileNotFoundError) as error:
+            damaged.append(f"{folder.name} is damaged and was passed over: {error}")
+    if damaged:
+        raise CorruptFile(f"no checkpoint in {directory} is whole: {'; '.join(damaged)}")
+    raise FileNotFoundError(
+        f"no checkpoint in {str(directory)!r} to go on from; start with checkpoints={str(directory)!r}, without resume"
+    )
+
+
+def best(directory: str | Path) -> Checkpoint:
+    """The checkpoint of the second half of training with the lowest loss in its last row of the log; else the newest."""
+    folder = _best(Path(directory))
+    return read(folder) if folder else newest(Path(directory))[0]
+
+
+def prune(directory: Path, keep_last: int) -> None:
+    """Remove all but the ``keep_last`` newest checkpoints and the best one."""
+    folders = _folders(directory)
+    kept = {*folders[-keep_last:], _best(directory)}
+    for folder in folders:
+        if folder not in kept:
+            _remove(folder)
+
+
+def _best(directory: Path) -> Path | None:
+    losses = {}
+    for folder in _folders(directory):
+        try:
+            losses[folder] = _about(folder)["loss"]
+        except (CorruptFile, FileNotFoundError):
+            continue
+    losses = {folder: loss for folder, loss in losses.items() if loss is not None}
+    return min(losses, key=lambda folder: losses[folder]) if losses else None
+
+
+def _folders(directory: Path) -> list[Path]:
+    """Oldest first."""
+    found = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _finished(folder: Path) -> bool:
+    try:
+        about = _about(folder)
+    except (CorruptFile, FileNotFoundError):
+        return False
+    return about["step"] == about["steps"]
+
+
+def _remove(folder: Path) -> None:
+    """It is gone at once, then its bytes."""
+    hidden = folder.with_name(f".{folder.name}-removed")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """The checked ``checkpoint.json``; ValueError for one that a newer library wrote."""
+    path = folder / ABOUT
+    about = read_json(path, JSON_LIMIT)
+    if about.get("digest") != _digest(about):
+        raise CorruptFile(f"{path} was altered: it is not what was written")
+    if about["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version {about['format_version']} is newer than {FORMAT_VERSION}, the newest this library reads; "
+            "upgrade tl-crosscoder"
+        )
+    return about
+
+
+def _digest(about: dict[str, Any]) -> str:
+    """The hash of all values but itself, however they are laid out."""
+    values = {name: value for name, value in about.items() if name != "digest"}
+    return hashlib.sha256(_json(values, sort_keys=True).encode()).hexdigest()
+
+
+def _json(value: Any, **options: Any) -> str:
+    return json.dumps(value, allow_nan=False, **options)
+
+
+def _split(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """The tree with each tensor's name in its place; ``tensors`` gets them, on the CPU and each in memory of its own."""
+    if isinstance(tree, dict):
+        return {
+            name: _split(value, f"{path}.{name}" if path else name, tensors) for name, value in tree.items()
+        }
+    if not isinstance(tree, Tensor):
+        return tree
+    plain = tree.detach().cpu().contiguous()
+    taken = {tensor.data_ptr() for tensor in tensors.values()}
+    tensors[path] = plain.clone() if plain.data_ptr() in taken else plain
+    return {"$tensor": path}
+
+
+def _joined(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of ``_split``."""
+    if not isinstance(tree, dict):
+        return tree
+    if "$tensor" in tree:
+        return tensors[tree["$tensor"]].clone()
+    return {name: _joined(value, tensors) for name, value in tree.items()}

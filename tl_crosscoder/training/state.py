@@ -1,0 +1,198 @@
+"""Where a training stands, and its checkpoints as it goes on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tl_crosscoder import __version__
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.losses import LOSSES, Loss
+from tl_crosscoder.training.checkpoint import Checkpoint, clear_finished, newest, prepare, prune, write
+from tl_crosscoder.training.config import TrainConfig
+from tl_crosscoder.training.data import Feed
+from tl_crosscoder.training.dead import FiringRecord
+from tl_crosscoder.training.history import History
+from tl_crosscoder.training.window import Window
+
+#: Settings that decide neither a weight nor a row.
+REPORTING = ("checkpoint_every", "keep_last", "log_path", "progress", "wandb_project")
+
+
+@dataclass
+class TrainingState:
+    """All that the steps to come depend on, and what the log says of those gone by."""
+
+    crosscoder: Crosscoder
+    optimizer: torch.optim.Optimizer
+    feed: Feed
+    firing: FiringRecord
+    history: History = field(default_factory=History)
+    window: Window = field(default_factory=Window)
+    tokens: int = 0
+
+    def tree(self) -> dict[str, Any]:
+        """Tensors and JSON values."""
+        device = self.crosscoder.W_dec.device
+        moments = self.optimizer.state
+        random = {"cpu": torch.get_rng_state()}
+        return {
+            "crosscoder": dict(self.crosscoder.state_dict()),
+            "attributes": {name: _attributes(module) for name, module in self.crosscoder.named_modules()},
+            "optimizer": {name: dict(moments.get(p, {})) for name, p in self.crosscoder.named_parameters()},
+            "tokens": self.tokens,
+            "tokens_since_fired": self.firing.tokens_since_fired,
+            "window": self.window.state_dict(),
+            "data": self.feed.state_dict(),
+            "random": random | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}),
+        }
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from there.  The data come first: where they are others, no weight changes."""
+        tree, device = checkpoint.state, self.crosscoder.W_dec.device
+        self.feed.load_state_dict(tree["data"])
+        self.crosscoder.load_state_dict(tree["crosscoder"])
+        for name, module in self.crosscoder.named_modules():
+            for attribute, value in tree["attributes"][name].items():
+                setattr(module, attribute, value)
+        for name, parameter in self.crosscoder.named_parameters():
+            moments = tree["optimizer"][name]
+            self.optimizer.state[parameter] = {
+                key: _laid_out(value, parameter) for key, value in moments.items()
+            }
+        self.firing.tokens_since_fired.copy_(tree["tokens_since_fired"])
+        self.window.load_state_dict(tree["window"], device)
+        self.tokens = tree["tokens"]
+        self.history.rows = list(checkpoint.rows)
+        torch.set_rng_state(tree["random"]["cpu"])
+        if device.type == "cuda" and "cuda" in tree["random"]:
+            torch.cuda.set_rng_state(tree["random"]["cuda"], device)
+
+
+class Keeper:
+    """Saves a training as it goes on, into the folder ``checkpoints`` or else ``resume``; without either, nothing."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        losses: Sequence[Loss],
+        config: TrainConfig,
+        checkpoints: str | Path | None,
+        resume: str | Path | None,
+    ):
+        self.state, self.losses, self.config = state, losses, config
+        self.resume = None if resume is None else Path(resume)
+        self.directory = self.resume if checkpoints is None else Path(checkpoints)
+
+    def start(self) -> None:
+        """Check, before any work, that there can be checkpoints; go on from the newest in ``resume``."""
+        if self.directory is None:
+            return
+        if self.state.feed.one_shot:
+            raise TypeError(
+                f"a {type(self.state.feed.batches).__name__} can be read only once, so a training on it cannot be resumed; pass "
+                "batches that start over (a list, store.shuffled(batch_size, seed)), or no folder for checkpoints"
+            )
+        training = self._training()
+        if self.resume is None:
+            prepare(self.directory)
+            clear_finished(self.directory)
+            return
+        checkpoint, damaged = newest(self.resume)
+        refuse_other(self.resume, checkpoint.training, training)
+        prepare(self.directory)
+        if self.directory.resolve() != self.resume.resolve():
+            clear_finished(self.directory)
+        self.state.load(checkpoint)
+        notes, now = self.state.history.notes, self._machine()
+        notes += damaged
+        if now != checkpoint.machine:
+            notes.append(f"begun with {_said(checkpoint.machine)}; now {_said(now)}: rounding may differ")
+        notes.append(f"going on after step {checkpoint.step} of {checkpoint.steps}")
+
+    def save(self) -> None:
+        """Keep the training as it now is."""
+        if self.directory is None:
+            return
+        state, steps = self.state, self.config.steps
+        history, late = state.history, 2 * state.feed.step >= steps
+        loss = history.rows[-1]["loss"] if late and history.rows else None
+        about = {"training": self._training(), "state": state.tree(), "machine": self._machine()}
+        here = Checkpoint(step=state.feed.step, steps=steps, rows=history.rows, loss=loss, **about)
+        write(here, self.directory)
+        prune(self.directory, self.config.keep_last)
+
+    def farewell(self) -> str:
+        """What a signal did, and how to go on."""
+        stopped_by = self.state.history.stopped_by
+        where = f"stopped by {stopped_by.name if stopped_by else None} after step {self.state.feed.step} of {self.config.steps}"
+        if self.directory is None:
+            return f"{where}; it cannot be gone on with, for want of checkpoints=a folder"
+        return f"{where}; resume={str(self.directory)!r} goes on from there"
+
+    def _training(self) -> dict[str, Any]:
+        """What is trained, by what, as JSON gives it back."""
+        described = {
+            "crosscoder": self.state.crosscoder.config,
+            "dtype": str(self.state.crosscoder.W_dec.dtype),
+            "losses": [LOSSES.describe(loss) for loss in self.losses],
+            "config": {name: value for name, value in vars(self.config).items() if name not in REPORTING},
+        }
+        return json.loads(json.dumps(described))
+
+    def _machine(self) -> dict[str, Any]:
+        return {
+            "library": __version__,
+            "torch": str(torch.__version__),
+            "device": self.state.crosscoder.W_dec.device.type,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def refuse_other(directory: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise ValueError, with both values of each, where two trainings differ in a setting."""
+    old, new = _leaves(there), _leaves(asked)
+    differing = [
+        f"{name} is {old.get(name, 'nothing')!r} there, {new.get(name, 'nothing')!r} asked for"
+        for name in {**old, **new}
+        if name not in old or name not in new or old[name] != new[name]
+    ]
+    if differing:
+        raise ValueError(f"{directory} holds checkpoints of another training: {'; '.join(differing)}")
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict | list) or not tree:
+        return {path: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {
+        k: v
+        for name, part in items
+        for k, v in _leaves(part, f"{path}.{name}" if path else str(name)).items()
+    }
+
+
+def _said(machine: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in machine.items())
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """The plain values that a module keeps beside its tensors, such as where BatchTopK looks first."""
+    common = vars(nn.Module())
+    plain = (bool, int, float, str, type(None))
+    return {
+        name: value for name, value in vars(module).items() if name not in common and isinstance(value, plain)
+    }
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """A copy where the parameter is, in its memory layout if it has its shape: a fused kernel walks through both at once."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
