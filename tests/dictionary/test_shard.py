@@ -98,7 +98,7 @@ def batch_topk(pre_acts, norms, shard, steps=4, k=1.5):
         tokens = found.tokens + shard.tokens.index * rows
         latents = found.latents * shard.latents.size + shard.latents.index
         kept.append(set(zip(tokens.tolist(), latents.tolist(), strict=True)))
-    return kept, sparsity.threshold.item(), (sparsity.guess, sparsity.margin)
+    return kept, sparsity.threshold.item(), (sparsity.guess, sparsity.spare)
 
 
 @pytest.mark.parametrize(("n_latents", "n_tokens"), [(2, 1), (1, 2), (2, 2), (3, 2)])

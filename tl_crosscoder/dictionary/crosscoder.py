@@ -14,6 +14,7 @@ from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.scores import Crowded, ExactScores
 from tl_crosscoder.dictionary.screening import ScreenedScores, screens
+from tl_crosscoder.dictionary.shard import Shard
 from tl_crosscoder.dictionary.sparse_ops import Pairs, encode_pairs, take_rows
 from tl_crosscoder.dictionary.sparsity import SPARSITIES, Sparsity
 from tl_crosscoder.errors import ShapeMismatch
@@ -87,6 +88,7 @@ class Crosscoder(nn.Module):
         self.code_norm, self.encoder, self.partition, self.init = code_norm, encoder, partition, init
         self.sparsity, self.normalizer = sparsity, normalizer
         self.units: Normalizer | None = None  # set by folded(): the units of norms, losses and scores
+        self.shard = Shard()  # what of the dictionary and of each batch is in this process
         self._crowded = False  # so many latents were active lately that pairs do not pay
         device = torch.get_default_device()
         if device.type == "meta":  # a shell to load weights into
@@ -109,10 +111,10 @@ class Crosscoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch model d_in"]) -> CrosscoderOutput:
         if torch.is_grad_enabled() and not self.partition.free:
-            self.partition.hold(self.W_enc_rows, self.W_dec, check=self.training)
+            self.partition.of(self.shard, self.d_sae).hold(self.W_enc_rows, self.W_dec, check=self.training)
         y = self._normalised(x, "forward")
         codes = self._codes(y)
-        estimate = codes.decode(self.W_dec) + self.b_dec
+        estimate = self._estimate(codes)
         if self.units is None:
             return CrosscoderOutput(codes, y, estimate, self.normalizer)
         return CrosscoderOutput(codes, self.units.normalise(y), self.units.normalise(estimate), self.units)
@@ -138,7 +140,8 @@ class Crosscoder(nn.Module):
 
     def decode(self, acts: Float[Tensor, "batch d_sae"] | Codes) -> Float[Tensor, "batch model d_in"]:
         """The reconstruction of every model's activations, raw units."""
-        return self.normalizer.denormalise(self._estimate(acts))
+        codes = acts if isinstance(acts, Codes) else DenseCodes(acts)
+        return self.normalizer.denormalise(self._estimate(codes))
 
     def decoder_norms(self) -> Float[Tensor, "d_sae model"]:
         """‖d_j^m‖ in normalised units; folding does not change it."""
@@ -148,7 +151,7 @@ class Crosscoder(nn.Module):
     def selection_norms(self) -> Float[Tensor, "d_sae"]:
         """The weight of each latent's activation in selection and penalty, by ``code_norm``."""
         if self.code_norm == "none":
-            return self.W_dec.new_ones(self.d_sae)
+            return self.W_dec.new_ones(len(self.W_dec))
         norms = self.decoder_norms()
         return norms.sum(-1) if self.code_norm == "sum" else norms.norm(dim=-1)
 
@@ -237,7 +240,7 @@ class Crosscoder(nn.Module):
             except Crowded:
                 pass
         codes = DenseCodes(self.sparsity(self._pre_acts(y), self.selection_norms().detach()))
-        self._crowded = codes.n_active > MAX_DENSITY * self.d_sae * len(codes)
+        self._crowded = codes.n_active > MAX_DENSITY * len(self.W_dec) * len(codes)
         return codes
 
     def _paired(self, y: Float[Tensor, "batch model d_in"]) -> Codes:
@@ -245,10 +248,10 @@ class Crosscoder(nn.Module):
         y = self._encoder_input(y)
         with torch.no_grad():
             kind = ScreenedScores if screens(y) else ExactScores
-            limit = int(MAX_DENSITY * self.d_sae * len(y))
+            limit = int(MAX_DENSITY * len(self.W_dec) * len(y))
             rows = self.W_enc_rows.flatten(1)
             found = self.sparsity.choose(kind(y.flatten(1), rows, self.b_enc, self.selection_norms(), limit))
-            pairs, order = Pairs.of_latent_order(found.tokens, found.latents, len(y), self.d_sae)
+            pairs, order = Pairs.of_latent_order(found.tokens, found.latents, len(y), len(self.W_dec))
         values = encode_pairs(y, self.W_enc_rows, self.b_enc, pairs, found.pre_acts[order])
         return Codes.at(pairs, values)
 
@@ -260,9 +263,8 @@ class Crosscoder(nn.Module):
         y = self._encoder_input(y)
         return F.linear(y.flatten(1), self.W_enc_rows.flatten(1), self.b_enc)
 
-    def _estimate(self, acts: Tensor | Codes) -> Float[Tensor, "batch model d_in"]:
-        codes = acts if isinstance(acts, Codes) else DenseCodes(acts)
-        return codes.decode(self.W_dec) + self.b_dec
+    def _estimate(self, codes: Codes | DenseCodes) -> Float[Tensor, "batch model d_in"]:
+        return self.shard.sum(codes.decode(self.W_dec)) + self.b_dec
 
 
 def _checked(settings: dict[str, Any], of: str, known: tuple[str, ...]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which latents are shared by the models for good, and which belong to one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tl_crosscoder.dictionary.prefix import first_latents
+from tl_crosscoder.dictionary.shard import Shard
 from tl_crosscoder.types import BASE, TUNED
 
 #: A fused optimiser may round this many last numbers of a tensor otherwise than the rest.
@@ -70,6 +71,15 @@ class Partition:
                 f"the dictionary has d_sae={d_sae}"
             )
         return Parts(*(slice(a, b) for a, b in zip(cuts, [*cuts[1:], d_sae], strict=True)))
+
+    def of(self, shard: Shard, d_sae: int) -> "Partition":
+        """The partition of the latents that are in this process."""
+        parts = self.parts(d_sae)
+        counts = [
+            shard.n_held(part.stop) - shard.n_held(part.start)
+            for part in (parts.shared, parts.base, parts.tuned)
+        ]
+        return replace(self, shared=counts[0], base=counts[1], tuned=counts[2])
 
     def check(self, d_sae: int, n_models: int, d_in: int) -> None:
         """Refuse a dictionary that cannot be parted so."""

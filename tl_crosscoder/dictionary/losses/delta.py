@@ -44,7 +44,8 @@ class Delta:
 
     def _estimate(self, out: CrosscoderOutput, crosscoder: Crosscoder) -> Float[Tensor, "batch model d_in"]:
         """What the latents that are not shared reconstruct, normalised units."""
-        n = first_latents(self.shared, crosscoder.d_sae)
+        n = crosscoder.shard.n_held(first_latents(self.shared, crosscoder.d_sae))
         if n == 0:
             return out.estimate
-        return out.codes.only(slice(n, None)).decode(crosscoder.decoder_rows()) + decoder_bias(crosscoder)
+        decoded = out.codes.only(slice(n, None)).decode(crosscoder.decoder_rows())
+        return crosscoder.shard.sum(decoded) + decoder_bias(crosscoder)

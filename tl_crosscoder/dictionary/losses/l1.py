@@ -42,4 +42,4 @@ class L1:
         weight = self.weight * progress.ramp(self.warmup_fraction)
         price = prices(crosscoder, self.norm, self.mix)
         price = price * discounts(crosscoder, self.shared, self.shared_factor)
-        return weight * out.codes.scaled(price).sum() / len(out.codes)
+        return weight * crosscoder.shard.sum(out.codes.scaled(price).sum()) / len(out.codes)

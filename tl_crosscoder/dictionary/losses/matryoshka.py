@@ -65,5 +65,6 @@ class Matryoshka:
         parts = ends[: len(ends) - len(whole)]
         if not parts:
             return whole
-        decoded = out.codes.decode_prefixes(crosscoder.decoder_rows(), parts) + decoder_bias(crosscoder)
-        return [*decoded, *whole]
+        held = [crosscoder.shard.n_held(end) for end in parts]
+        decoded = crosscoder.shard.sum(out.codes.decode_prefixes(crosscoder.decoder_rows(), held))
+        return [*(decoded + decoder_bias(crosscoder)), *whole]

@@ -41,4 +41,5 @@ class PreAct:
                 f"and {type(crosscoder.sparsity).__name__} has none; use JumpReLU or leave PreAct out"
             )
         below = (thresholds - crosscoder.pre_acts(x)).relu()
-        return self.weight * (below @ prices(crosscoder, self.norm, self.mix)).sum() / len(out.codes)
+        price = crosscoder.shard.sum((below @ prices(crosscoder, self.norm, self.mix)).sum())
+        return self.weight * price / len(out.codes)

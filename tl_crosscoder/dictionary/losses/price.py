@@ -27,6 +27,6 @@ def prices(crosscoder: Crosscoder, norm: Price, mix: float = 0.1) -> Float[Tenso
 
 def discounts(crosscoder: Crosscoder, shared: int | float, factor: float) -> Float[Tensor, "d_sae"]:
     """``factor`` for the first ``shared`` latents (a number or a share of them), 1 for the others."""
-    weights = crosscoder.W_dec.new_ones(crosscoder.d_sae)
-    weights[: first_latents(shared, crosscoder.d_sae)] = factor
+    weights = crosscoder.W_dec.new_ones(len(crosscoder.W_dec))
+    weights[: crosscoder.shard.n_held(first_latents(shared, crosscoder.d_sae))] = factor
     return weights

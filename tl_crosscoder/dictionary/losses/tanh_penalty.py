@@ -41,4 +41,4 @@ class TanhPenalty:
         weight = self.weight * progress.ramp(self.warmup_fraction)
         paid = out.codes.scaled(self.c * prices(crosscoder, self.norm, self.mix)).tanh()
         discount = out.codes.of_latents(discounts(crosscoder, self.shared, self.shared_factor))
-        return weight * (paid * discount).sum() / len(out.codes)
+        return weight * crosscoder.shard.sum((paid * discount).sum()) / len(out.codes)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tl_crosscoder.dictionary.prefix import first_latents
 from tl_crosscoder.dictionary.scores import Found, Scores
+from tl_crosscoder.dictionary.shard import Shard
 from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity
 
 
@@ -16,6 +17,9 @@ class Split(Sparsity):
     Each part competes within itself only, with a k and a threshold of its own: the two sparsities of Delta-Crosscoder (Kassem et
     al. 2026, arXiv:2603.04426) for shared and model-specific latents.
     """
+
+    #: What of the dictionary is in this process.
+    shard = Shard()
 
     def __init__(self, n_first: int | float, first: Sparsity, rest: Sparsity):
         super().__init__()
@@ -64,7 +68,7 @@ class Split(Sparsity):
         return torch.cat([self.first(pre_acts[:, :n], norms[:n]), self.rest(pre_acts[:, n:], norms[n:])], 1)
 
     def _cut(self, d_sae: int) -> int:
-        n = first_latents(self.n_first, d_sae)
+        n = self.shard.n_held(first_latents(self.n_first, self.shard.latents.size * d_sae))
         if not 0 < n < d_sae:
             raise ValueError(
                 f"Split wants a latent or more on either side: n_first={self.n_first} puts {n} of d_sae={d_sae} first"
