@@ -24,6 +24,7 @@ from tl_crosscoder.dictionary.losses import (
     TanhPenalty,
 )
 from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.row_grads import kept_apart
 from tl_crosscoder.dictionary.sparsity import BatchTopK, GroupMax, JumpReLU, ReLU, Split, TopK
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.train import train
@@ -395,6 +396,21 @@ def test_every_loss_and_its_gradients_are_the_same_on_sparse_and_dense_codes(mak
     for name in grads.keys() | others.keys():  # a path may leave out a gradient that is zero
         grad, other = (g.get(name, torch.zeros(())) for g in (grads, others))
         torch.testing.assert_close(grad, other.expand_as(grad), rtol=1e-10, atol=1e-12)
+
+
+@every_loss
+def test_gradients_kept_as_pairs_add_up_to_the_gradient_of_every_loss(monkeypatch, loss):
+    plain, apart = (on_path(monkeypatch, random_crosscoder(BatchTopK(3)), True) for _ in range(2))
+    loss(draw(), plain(draw()), plain, progress()).backward()
+    weights = [apart.W_enc_rows, apart.W_dec]
+    with kept_apart(weights) as parts:
+        loss(draw(), apart(draw()), apart, progress()).backward()
+    assert any(part.pairs or part.rows for part in parts)
+    for part, weight, expected in zip(parts, weights, (plain.W_enc_rows, plain.W_dec), strict=True):
+        written_out = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        total = part.block(0, D_SAE, weight).view_as(weight) + written_out
+        wanted = torch.zeros_like(weight) if expected.grad is None else expected.grad
+        torch.testing.assert_close(total, wanted, rtol=1e-12, atol=1e-12)
 
 
 @every_loss
