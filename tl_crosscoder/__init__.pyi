@@ -45,6 +45,8 @@ from .models.tokens import TokenBatch as TokenBatch
 from .studies.behaviour import behaviour_removal as behaviour_removal
 from .studies.substitution import substitution as substitution
 from .training.config import TrainConfig as TrainConfig
+from .training.recipe import Recipe as Recipe
+from .training.recipes import recipe as recipe
 from .training.train import train as train
 from .types import BASE as BASE
 from .types import TUNED as TUNED
