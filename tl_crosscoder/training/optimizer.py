@@ -24,7 +24,7 @@ class Adam:
 
     def __init__(self, crosscoder: Crosscoder):
         self.parameters = dict(crosscoder.named_parameters())
-        self.steps = torch.zeros(())
+        self.steps = torch.zeros((), device=crosscoder.W_dec.device)
         self.exp_avg = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self._rows = [name for name, p in self.parameters.items() if p.dim() == 3]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tl_crosscoder import __version__
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
@@ -17,6 +17,7 @@ from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.data import Feed
 from tl_crosscoder.training.dead import FiringRecord
 from tl_crosscoder.training.history import History
+from tl_crosscoder.training.optimizer import Adam
 from tl_crosscoder.training.window import Window
 
 #: Settings that decide neither a weight nor a row.
@@ -28,7 +29,7 @@ class TrainingState:
     """All that the steps to come depend on, and what the log says of those gone by."""
 
     crosscoder: Crosscoder
-    optimizer: torch.optim.Optimizer
+    optimizer: Adam
     feed: Feed
     firing: FiringRecord
     history: History = field(default_factory=History)
@@ -38,12 +39,11 @@ class TrainingState:
     def tree(self) -> dict[str, Any]:
         """Tensors and JSON values."""
         device = self.crosscoder.W_dec.device
-        moments = self.optimizer.state
         random = {"cpu": torch.get_rng_state()}
         return {
             "crosscoder": dict(self.crosscoder.state_dict()),
             "attributes": {name: _attributes(module) for name, module in self.crosscoder.named_modules()},
-            "optimizer": {name: dict(moments.get(p, {})) for name, p in self.crosscoder.named_parameters()},
+            "optimizer": self.optimizer.state_dict(),
             "tokens": self.tokens,
             "tokens_since_fired": self.firing.tokens_since_fired,
             "window": self.window.state_dict(),
@@ -59,11 +59,7 @@ class TrainingState:
         for name, module in self.crosscoder.named_modules():
             for attribute, value in tree["attributes"][name].items():
                 setattr(module, attribute, value)
-        for name, parameter in self.crosscoder.named_parameters():
-            moments = tree["optimizer"][name]
-            self.optimizer.state[parameter] = {
-                key: _laid_out(value, parameter) for key, value in moments.items()
-            }
+        self.optimizer.load_state_dict(tree["optimizer"])
         self.firing.tokens_since_fired.copy_(tree["tokens_since_fired"])
         self.window.load_state_dict(tree["window"], device)
         self.tokens = tree["tokens"]
@@ -187,12 +183,3 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {
         name: value for name, value in vars(module).items() if name not in common and isinstance(value, plain)
     }
-
-
-def _laid_out(value: Any, parameter: Tensor) -> Any:
-    """A copy where the parameter is, in its memory layout if it has its shape: a fused kernel walks through both at once."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.shape != parameter.shape:
-        return value.to(parameter.device, copy=True)
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

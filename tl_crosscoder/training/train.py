@@ -13,6 +13,7 @@ from tl_crosscoder.training.data import Feed, geometric_median, refuse_store
 from tl_crosscoder.training.dead import FiringRecord
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.interrupt import graceful_interrupt
+from tl_crosscoder.training.optimizer import Adam
 from tl_crosscoder.training.sinks import Sink, sinks
 from tl_crosscoder.training.state import Keeper, TrainingState
 from tl_crosscoder.training.window import Window
@@ -46,8 +47,7 @@ def train(
     losses = [MSE(), AuxK()] if losses is None else list(losses)
     _check_names(losses)
     refuse_store(batches)
-    optimizer = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
-    device = crosscoder.W_dec.device
+    optimizer, device = Adam(crosscoder), crosscoder.W_dec.device
     feed, firing = Feed(batches, config.steps), FiringRecord(crosscoder.d_sae, device)
     state = TrainingState(crosscoder, optimizer, feed, firing, History(notes=feed.notes()))
     keeper, history = Keeper(state, losses, config, checkpoints, resume), state.history
@@ -63,7 +63,7 @@ def train(
             with torch.enable_grad():  # notebooks switch gradients off; reading the batches stays as it was
                 out = crosscoder(x)
                 terms = {loss.name: loss(x, out, crosscoder, progress) for loss in losses}
-                descend(crosscoder, optimizer, terms, step, config)
+                optimizer.descend(terms, lr=config.lr_at(step), clip=config.clip, step=step)
             firing.update(out.codes)
             state.window.add(out, terms)
             state.tokens += len(x)
@@ -95,32 +95,6 @@ def log_row(state: TrainingState, losses: Sequence[Loss], config: TrainConfig, l
     for log in logs:
         log.row(row)
     state.window = Window()
-
-
-def descend(
-    crosscoder: Crosscoder,
-    optimizer: torch.optim.Optimizer,
-    terms: dict[str, Tensor],
-    step: int,
-    config: TrainConfig,
-) -> None:
-    """One clipped step down the sum of the terms; nothing changes unless loss and gradient are finite."""
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.stack(list(terms.values())).sum()
-    if not total.isfinite():
-        values = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
-        raise FloatingPointError(
-            f"the loss of step {step} is not finite ({values}); the weights are as before it. Lower lr?"
-        )
-    total.backward()
-    norm = torch.nn.utils.clip_grad_norm_(crosscoder.parameters(), config.clip)
-    if not norm.isfinite():
-        raise FloatingPointError(
-            f"the gradient of step {step} is not finite; the weights are as before it. Lower lr?"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr_at(step)
-    optimizer.step()
 
 
 @torch.no_grad()
