@@ -95,6 +95,16 @@ def test_pre_activations_of_some_latents_are_those_of_all():
     )
 
 
+@pytest.mark.parametrize("encoder", ["sum", "mean"])
+def test_encoder_rows_tell_each_model_s_part_of_a_pre_activation(encoder):
+    crosscoder, x = random_crosscoder(dtype=torch.float64, encoder=encoder), draw(dtype=torch.float64)
+    some = torch.tensor([0, 3, 7])
+    for one in (crosscoder, crosscoder.folded()):
+        parts = torch.einsum("bmd,jmd->bjm", crosscoder.normalizer.normalise(x), one.encoder_rows(some))
+        expected = crosscoder.pre_acts(x, some) - crosscoder.b_enc[some]
+        torch.testing.assert_close(parts.sum(-1), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_sparse_codes_decode_to_the_same_reconstruction():
     crosscoder, x = random_crosscoder(dtype=torch.float64).eval(), draw(dtype=torch.float64)
     codes = crosscoder.encode_sparse(x)

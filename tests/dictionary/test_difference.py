@@ -66,7 +66,7 @@ def test_a_dictionary_of_the_difference_finds_what_one_model_has_alone(trained):
     shared = PAIR.directions[sign == 0]
     fires = crosscoder.encode(torch.cat(list(difference([PAIR.sample(4096, seed=9).x])))).any(0)
     assert (shared @ found[fires].T).abs().max() < 0.8
-    assert history.rows[-1]["fve_base"] > 0.8
+    assert history.rows[-1]["fve_difference"] > 0.8
 
 
 def test_its_table_has_what_needs_no_second_model(trained):

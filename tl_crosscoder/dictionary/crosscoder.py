@@ -162,6 +162,11 @@ class Crosscoder(nn.Module):
         rows = self.W_dec if latents is None else take_rows(self.W_dec, latents)
         return rows if self.units is None else rows * self.units.scale[:, None]
 
+    def encoder_rows(self, latents: Int[Tensor, "latent"]) -> Float[Tensor, "latent model d_in"]:
+        """What each model's normalised activations weigh in these latents' pre-activations; folding does not change it."""
+        rows = self._encoder_input(self.W_enc_rows[latents])
+        return rows if self.units is None else rows / self.units.scale[:, None]
+
     def raw_rows(self) -> Float[Tensor, "d_sae model d_in"]:
         """``W_dec`` in raw units: what one unit of activation adds to each model's residual stream."""
         return self.normalizer.unscale_rows(self.W_dec)

@@ -44,11 +44,7 @@ def _in_sequence(crosscoder, store, tokenizer, sequence: int, latents: list[int]
     x = here.x.to(crosscoder.W_dec.dtype)
     acts = torch.zeros(len(ids), len(latents))
     acts[here.position.long()] = crosscoder.encode(x)[:, latents].float()
-    encoder = (
-        crosscoder.W_enc_rows[latents]
-        if crosscoder.units is None
-        else crosscoder.W_enc_rows[latents] / units.scale[:, None]
-    )
+    encoder = crosscoder.encoder_rows(torch.tensor(latents, device=crosscoder.W_dec.device))
     drive = torch.zeros(len(ids), len(latents), crosscoder.n_models)
     drive[here.position.long()] = einsum(
         units.normalise(x), encoder, "pos model d, latent model d -> pos latent model"

@@ -57,7 +57,7 @@ class Window:
         left = e_square - e_sum.square().sum(-1) / self.tokens
         total = x_square - x_sum.square().sum(-1) / self.tokens
         fve = (1 - left / total).tolist()
-        names = ["base", "tuned", *(str(m) for m in range(2, len(fve)))]
+        names = ["base", "tuned", *(str(m) for m in range(2, len(fve)))] if len(fve) > 1 else ["difference"]
         return {
             "loss": sum(value.item() for value in self.losses.values()) / self.steps,
             **{name: value.item() / self.steps for name, value in self.losses.items()},
