@@ -26,6 +26,12 @@ class Threads:
         self.table["all read"].wait()
         return values.copy_(total)
 
+    def collected(self, values):
+        self.table[self.index] = values
+        self.table["all here"].wait()
+        yield from [self.table[i] for i in range(self.size)] if self.index == 0 else []
+        self.table["all read"].wait()
+
 
 def on_ranks(work, n_latents, n_tokens=1):
     """What ``work(shard)`` gives on each rank, latents running fastest."""

@@ -5,6 +5,7 @@ different latents and read the same tokens, ranks along ``tokens`` the other way
 :class:`Axis`; one process has axes of length 1 and agrees with itself at no cost.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +19,13 @@ from tl_crosscoder.dictionary.scores import Found, Scores
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: Bits that one round of counting decides, of one long list and of many rows.
 LIST_BITS, ROW_BITS = 11, 8
+#: Names of tensors with a row for each latent.  All others are the same on every rank.
+BY_LATENT = {"W_enc_rows", "W_dec", "b_enc", "log_threshold", "tokens_since_fired"}
+
+
+def by_latent(path: str) -> bool:
+    """Whether a name, or one of the names in a dotted path, is that of a tensor with a row for each latent."""
+    return not BY_LATENT.isdisjoint(path.split("."))
 
 
 @runtime_checkable
@@ -34,6 +42,10 @@ class Axis(Protocol):
         """``values``, which now hold the sum over the ranks; every rank gets the same bytes."""
         ...
 
+    def collected(self, values: Tensor) -> Iterator[Tensor]:
+        """To the first rank what each rank has, in turn; to the others nothing."""
+        ...
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -44,6 +56,9 @@ class Alone:
 
     def add_(self, values: Tensor) -> Tensor:
         return values
+
+    def collected(self, values: Tensor) -> Iterator[Tensor]:
+        yield values
 
 
 ALONE = Alone()
@@ -66,6 +81,10 @@ class Shard:
     def held(self) -> slice:
         """The latents that are here.  Every n-th: the first latents of a dictionary, often its busiest, are then spread evenly."""
         return slice(self.latents.index, None, self.latents.size)
+
+    def rows(self, path: str, tensor: Tensor) -> Tensor:
+        """Of a named tensor the rows of the latents that are here; all of one that has none by latent."""
+        return tensor[self.held] if tensor.dim() and by_latent(path) else tensor
 
     def n_held(self, n: int) -> int:
         """How many of the first n latents are here; ValueError where not every rank holds as many."""
@@ -115,6 +134,9 @@ class Shard:
             return values.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
         left = torch.full((len(values), 1), k, device=values.device)
         return _kth_largest(values, left, self.latents, ROW_BITS)
+
+
+WHOLE = Shard()
 
 
 def _share(n: int, axis: Axis, what: str) -> int:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.shard import WHOLE, Shard
 from tl_crosscoder.errors import CorruptFile, NotSaved
 from tl_crosscoder.files import read_header, read_json, replaced_folder, sha256, sync
 
@@ -106,17 +107,17 @@ def write(checkpoint: Checkpoint, directory: Path) -> Path:
     return folder
 
 
-def read(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder; CorruptFile unless every bit of it is as it was written."""
+def read(folder: Path, shard: Shard = WHOLE) -> Checkpoint:
+    """The checkpoint in a folder, or a shard of it; CorruptFile unless every bit of it is as it was written."""
     about = _about(folder)
     read_header(folder / STATE, about["tensors"])
     if sha256(folder / STATE) != about["sha256"]:
         raise CorruptFile(f"{folder / STATE} was altered: its sha256 is not that of {ABOUT}")
-    state = _joined(about["state"], load_file(folder / STATE))
+    state = _joined(about["state"], load_file(folder / STATE), shard)
     return Checkpoint(**{name: about[name] for name in Checkpoint.__annotations__} | {"state": state})
 
 
-def newest(directory: Path) -> tuple[Checkpoint, list[str]]:
+def newest(directory: Path, shard: Shard = WHOLE) -> tuple[Checkpoint, list[str]]:
     """The newest checkpoint that is whole, and a sentence about each damaged one that was passed over.
 
     Raises FileNotFoundError where there is none, CorruptFile where none is whole.
@@ -124,7 +125,7 @@ def newest(directory: Path) -> tuple[Checkpoint, list[str]]:
     damaged: list[str] = []
     for folder in reversed(_folders(directory)):
         try:
-            return read(folder), damaged
+            return read(folder, shard), damaged
         except (CorruptFile, FileNotFoundError) as error:
             damaged.append(f"{folder.name} is damaged and was passed over: {error}")
     if damaged:
@@ -219,10 +220,10 @@ def _split(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     return {"$tensor": path}
 
 
-def _joined(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of ``_split``."""
+def _joined(tree: Any, tensors: dict[str, Tensor], shard: Shard) -> Any:
+    """The inverse of ``_split``, for the latents of a shard."""
     if not isinstance(tree, dict):
         return tree
     if "$tensor" in tree:
-        return tensors[tree["$tensor"]].clone()
-    return {name: _joined(value, tensors) for name, value in tree.items()}
+        return shard.rows(tree["$tensor"], tensors[tree["$tensor"]]).clone()
+    return {name: _joined(value, tensors, shard) for name, value in tree.items()}

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tl_crosscoder.dictionary.shard import Shard
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -13,6 +15,11 @@ class Interrupt:
 
     def __init__(self):
         self.signal: signal.Signals | None = None
+
+    def among(self, shard: Shard) -> signal.Signals | None:
+        """The signal that came here, or SIGTERM where one came to another rank: all stop after the same step."""
+        came = shard.total(int(self.signal is not None))
+        return self.signal or (signal.SIGTERM if came else None)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Adam for a crosscoder: a block of latents at a time, so that a row's gradient is made, clipped and used while it is in cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.partition import projection
 from tl_crosscoder.dictionary.row_grads import RowGrads, kept_apart
+from tl_crosscoder.dictionary.shard import by_latent
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -23,7 +24,7 @@ class Adam:
     """
 
     def __init__(self, crosscoder: Crosscoder):
-        self.parameters = dict(crosscoder.named_parameters())
+        self.parameters, self.shard = dict(crosscoder.named_parameters()), crosscoder.shard
         self.steps = torch.zeros((), device=crosscoder.W_dec.device)
         self.exp_avg = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
@@ -44,7 +45,7 @@ class Adam:
     def descend(self, terms: dict[str, Tensor], *, lr: float, clip: float, step: int) -> None:
         """One step of size ``lr`` down the sum of the terms; nothing changes unless loss and gradient are finite."""
         total = torch.stack(list(terms.values())).sum()
-        if not total.isfinite():
+        if not self.shard.mean(total).isfinite():
             values = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
             raise FloatingPointError(
                 f"the loss of step {step} is not finite ({values}); the weights are as before it. Lower lr?"
@@ -57,15 +58,16 @@ class Adam:
 
     @torch.no_grad()
     def _step(self, apart: dict[str, RowGrads], lr: float, clip: float, step: int) -> None:
-        gradients = (gradient.flatten() for _, _, gradient in self._gradients(apart))
-        norm = torch.stack([gradient.dot(gradient) for gradient in gradients]).sum().sqrt()
+        # what ranks exchanged is kept for the step, not made and exchanged again
+        held = list(self._gradients(apart)) if self.shard.tokens.size > 1 else None
+        norm = self._norm(held or self._gradients(apart))
         if not norm.isfinite():
             raise FloatingPointError(
                 f"the gradient of step {step} is not finite; the weights are as before it. Lower lr?"
             )
         self.steps += 1
         shrink = clip / (norm.item() + 1e-6)
-        for name, rows, gradient in self._gradients(apart):
+        for name, rows, gradient in held or self._gradients(apart):
             if shrink < 1:
                 gradient.mul_(shrink)
             torch.ops.aten._fused_adam_(
@@ -84,12 +86,20 @@ class Adam:
                 maximize=False,
             )
 
+    def _norm(self, gradients: Iterable[tuple[str, slice, Tensor]]) -> Tensor:
+        """The norm of the gradient of all latents."""
+        squares = self.parameters["b_dec"].new_zeros(2)
+        for name, _, gradient in gradients:
+            squares[int(by_latent(name))] += gradient.flatten().dot(gradient.flatten())
+        common, here = squares
+        return (common + self.shard.latents.add_(here)).sqrt()
+
     def _gradients(self, apart: dict[str, RowGrads]) -> Iterator[tuple[str, slice, Tensor]]:
-        """The gradient of every parameter, a block of its rows at a time."""
+        """The gradient of every parameter, on the whole batch, a block of its rows at a time."""
         for name, parameter in self.parameters.items():
             if name not in apart:
                 if parameter.grad is not None:
-                    yield name, slice(None), parameter.grad
+                    yield name, slice(None), self.shard.mean(parameter.grad)
                 continue
             for rows in blocks(parameter):
                 gradient = apart[name].block(rows.start, rows.stop, parameter).view_as(parameter[rows])
@@ -97,7 +107,7 @@ class Adam:
                     gradient += parameter.grad[rows]
                 if (project := projection(parameter)) is not None:
                     project(gradient, first=rows.start)
-                yield name, rows, gradient
+                yield name, rows, self.shard.mean(gradient)
 
 
 def blocks(parameter: nn.Parameter) -> Iterator[slice]:

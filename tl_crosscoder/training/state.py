@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tl_crosscoder.training.data import Feed
 from tl_crosscoder.training.dead import FiringRecord
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.optimizer import Adam
+from tl_crosscoder.training.sharding import gathered, on_first
 from tl_crosscoder.training.window import Window
 
 #: Settings that decide neither a weight nor a row.
@@ -81,6 +83,7 @@ class Keeper:
         resume: str | Path | None,
     ):
         self.state, self.losses, self.config = state, losses, config
+        self.shard = state.crosscoder.shard
         self.resume = None if resume is None else Path(resume)
         self.directory = self.resume if checkpoints is None else Path(checkpoints)
 
@@ -95,14 +98,11 @@ class Keeper:
             )
         training = self._training()
         if self.resume is None:
-            prepare(self.directory)
-            clear_finished(self.directory)
+            on_first(self.shard, partial(self._prepare, self.directory))
             return
-        checkpoint, damaged = newest(self.resume)
+        checkpoint, damaged = newest(self.resume, self.shard)
         refuse_other(self.resume, checkpoint.training, training)
-        prepare(self.directory)
-        if self.directory.resolve() != self.resume.resolve():
-            clear_finished(self.directory)
+        on_first(self.shard, partial(self._prepare, self.directory))
         self.state.load(checkpoint)
         notes, now = self.state.history.notes, self._machine()
         notes += damaged
@@ -114,13 +114,22 @@ class Keeper:
         """Keep the training as it now is."""
         if self.directory is None:
             return
+        tree = gathered(self.state.tree(), self.shard)
+        on_first(self.shard, partial(self._write, tree, self.directory))
+
+    def _prepare(self, directory: Path) -> None:
+        prepare(directory)
+        if self.resume is None or directory.resolve() != self.resume.resolve():
+            clear_finished(directory)
+
+    def _write(self, tree: dict[str, Any], directory: Path) -> None:
         state, steps = self.state, self.config.steps
         history, late = state.history, 2 * state.feed.step >= steps
         loss = history.rows[-1]["loss"] if late and history.rows else None
-        about = {"training": self._training(), "state": state.tree(), "machine": self._machine()}
+        about = {"training": self._training(), "state": tree, "machine": self._machine()}
         here = Checkpoint(step=state.feed.step, steps=steps, rows=history.rows, loss=loss, **about)
-        write(here, self.directory)
-        prune(self.directory, self.config.keep_last)
+        write(here, directory)
+        prune(directory, self.config.keep_last)
 
     def farewell(self) -> str:
         """What a signal did, and how to go on."""
@@ -145,6 +154,7 @@ class Keeper:
             "library": __version__,
             "torch": str(torch.__version__),
             "device": self.state.crosscoder.W_dec.device.type,
+            "processes": self.shard.every.size,
             "threads": torch.get_num_threads(),
         }
 

@@ -1,6 +1,7 @@
 """The training loop."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from tl_crosscoder.training.dead import FiringRecord
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.interrupt import graceful_interrupt
 from tl_crosscoder.training.optimizer import Adam
+from tl_crosscoder.training.sharding import check
 from tl_crosscoder.training.sinks import Sink, sinks
 from tl_crosscoder.training.state import Keeper, TrainingState
 from tl_crosscoder.training.window import Window
@@ -47,17 +49,19 @@ def train(
     losses = [MSE(), AuxK()] if losses is None else list(losses)
     _check_names(losses)
     refuse_store(batches)
-    optimizer, device = Adam(crosscoder), crosscoder.W_dec.device
-    feed, firing = Feed(batches, config.steps), FiringRecord(crosscoder.d_sae, device)
+    check(crosscoder, losses)
+    optimizer, device, shard = Adam(crosscoder), crosscoder.W_dec.device, crosscoder.shard
+    feed, firing = Feed(batches, config.steps), FiringRecord(len(crosscoder.W_dec), device, shard)
     state = TrainingState(crosscoder, optimizer, feed, firing, History(notes=feed.notes()))
     keeper, history = Keeper(state, losses, config, checkpoints, resume), state.history
     keeper.start()
     crosscoder.train()
-    with sinks(config, history) as logs, graceful_interrupt() as interrupt:
-        for step, x in enumerate(feed, feed.step):
-            x = x.to(device, non_blocking=True)
+    logging = sinks(config, history) if shard.is_first else nullcontext([])
+    with logging as logs, graceful_interrupt() as interrupt:
+        for step, batch in enumerate(feed, feed.step):
+            x = shard.read(batch).to(device, non_blocking=True)
             if step == 0:
-                start_bias(crosscoder, x, config)
+                start_bias(crosscoder, batch.to(device), config)
             crosscoder.sparsity.advance(step, config.steps)
             progress = Progress(step, config.steps, state.tokens, firing.tokens_since_fired)
             with torch.enable_grad():  # notebooks switch gradients off; reading the batches stays as it was
@@ -65,9 +69,9 @@ def train(
                 terms = {loss.name: loss(x, out, crosscoder, progress) for loss in losses}
                 optimizer.descend(terms, lr=config.lr_at(step), clip=config.clip, step=step)
             firing.update(out.codes)
-            state.window.add(out, terms)
-            state.tokens += len(x)
-            done, history.stopped_by = step + 1, interrupt.signal
+            state.window.add(out, terms, shard)
+            state.tokens += len(batch)
+            done, history.stopped_by = step + 1, interrupt.among(shard)
             if done % config.log_every == 0 or done == config.steps:
                 log_row(state, losses, config, logs)
             if done % config.checkpoint_every == 0 or done == config.steps or history.interrupted:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import CrosscoderOutput
+from tl_crosscoder.dictionary.shard import Shard
 
 
 class Window:
@@ -20,14 +21,15 @@ class Window:
         self.moments: list[Tensor] = []
 
     @torch.no_grad()
-    def add(self, out: CrosscoderOutput, losses: dict[str, Tensor]) -> None:
-        self.tokens += len(out.codes)
+    def add(self, out: CrosscoderOutput, losses: dict[str, Tensor], shard: Shard) -> None:
+        """Sums over all ranks: every rank has the same."""
+        self.tokens += shard.tokens.size * len(out.codes)
         self.steps += 1
-        self.active += out.codes.n_active
+        self.active += shard.total(out.codes.n_active)
         for name, value in losses.items():
-            self.losses[name] = self.losses.get(name, 0) + value.detach()
+            self.losses[name] = self.losses.get(name, 0) + shard.mean(value.detach())
         error = out.target - out.estimate
-        new = [f(y) for y in (error, out.target) for f in (_sum, _sum_of_squares)]
+        new = [shard.tokens.add_(f(y)) for y in (error, out.target) for f in (_sum, _sum_of_squares)]
         self.moments = [a + b for a, b in zip(self.moments, new, strict=True)] if self.moments else new
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tl_crosscoder.dictionary.scores import Found, GivenScores, Scores
+from tl_crosscoder.dictionary.shard import WHOLE, Shard
 from tl_crosscoder.registry import Registry
 
 SPARSITIES = Registry("sparsity")
@@ -22,6 +23,8 @@ class Sparsity(nn.Module, ABC):
 
     #: Active latents per token asked for at this step; None where no number is asked for.
     k_now: int | float | None = None
+    #: What of the dictionary and of each batch is in this process.
+    shard: Shard = WHOLE
 
     def __init__(self):
         super().__init__()

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from tl_crosscoder.dictionary.scores import Found, Scores
-from tl_crosscoder.dictionary.shard import Shard
 from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity, check_k
 
 #: Tokens looked at to guess where the smallest kept score lies.
@@ -24,8 +23,6 @@ class BatchTopK(Sparsity):
     """
 
     threshold: Tensor
-    #: What of the dictionary and of each batch is in this process.
-    shard = Shard()
 
     def __init__(
         self,

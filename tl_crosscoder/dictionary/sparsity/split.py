@@ -6,7 +6,6 @@ from torch import Tensor
 
 from tl_crosscoder.dictionary.prefix import first_latents
 from tl_crosscoder.dictionary.scores import Found, Scores
-from tl_crosscoder.dictionary.shard import Shard
 from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity
 
 
@@ -17,9 +16,6 @@ class Split(Sparsity):
     Each part competes within itself only, with a k and a threshold of its own: the two sparsities of Delta-Crosscoder (Kassem et
     al. 2026, arXiv:2603.04426) for shared and model-specific latents.
     """
-
-    #: What of the dictionary is in this process.
-    shard = Shard()
 
     def __init__(self, n_first: int | float, first: Sparsity, rest: Sparsity):
         super().__init__()

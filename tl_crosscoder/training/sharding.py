@@ -1,0 +1,171 @@
+"""One training on many processes: the axes of a Shard as process groups, and a crosscoder divided and put together again."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.losses import L1, MSE, AuxK, L2Norm, Loss
+from tl_crosscoder.dictionary.losses.delta import Delta
+from tl_crosscoder.dictionary.losses.matryoshka import Matryoshka
+from tl_crosscoder.dictionary.losses.pre_act import PreAct
+from tl_crosscoder.dictionary.losses.tanh_penalty import TanhPenalty
+from tl_crosscoder.dictionary.shard import WHOLE, Shard, by_latent
+from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, ReLU, Sparsity, Split
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+#: What takes into account that other ranks hold latents and read tokens.
+SPARSITIES = (BatchTopK, ReLU, JumpReLU, Split)
+LOSSES = (MSE, L2Norm, L1, AuxK, Delta, Matryoshka, TanhPenalty, PreAct)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a group, as an axis of a Shard; their tensors travel by ``device``."""
+
+    group: "ProcessGroup"
+    device: torch.device
+
+    @property
+    def size(self) -> int:
+        return self.group.size()
+
+    @property
+    def index(self) -> int:
+        return self.group.rank()
+
+    def add_(self, values: Tensor) -> Tensor:
+        from torch import distributed
+
+        moved = values.to(self.device).contiguous()
+        distributed.all_reduce(moved, group=self.group)
+        return values if moved is values else values.copy_(moved)
+
+    def collected(self, values: Tensor) -> Iterator[Tensor]:
+        from torch import distributed
+
+        first = distributed.get_global_rank(self.group, 0)
+        if self.index:
+            distributed.send(values.to(self.device).contiguous(), first, self.group)
+            return
+        yield values
+        for index in range(1, self.size):
+            moved = torch.empty_like(values, device=self.device, memory_format=torch.contiguous_format)
+            distributed.recv(moved, distributed.get_global_rank(self.group, index), self.group)
+            yield moved
+
+
+@contextmanager
+def joined(data: int = 1, device: torch.device | str = "cpu") -> Iterator[Shard]:
+    """The part of this process in the training of all processes that torchrun started, for as long as the block lasts.
+
+    They form ``data`` rows: a row reads its part of each batch, and divides the latents among its processes.  On CPUs they talk by
+    gloo; on GPUs by nccl, each process on the GPU of its local rank, which becomes the current one.  A process that torchrun did
+    not start is alone.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if data < 1 or size % data:
+        raise ValueError(
+            f"{size} processes are no grid of data={data} rows; start a multiple of {data} (torchrun --nproc-per-node), "
+            "or choose another data"
+        )
+    if size == 1:
+        yield WHOLE
+        return
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    here = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+    distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        mesh = init_device_mesh(kind, (data, size // data), mesh_dim_names=("data", "latent"))
+        groups = mesh.get_group("latent"), mesh.get_group("data"), distributed.group.WORLD
+        yield Shard(*(Ranks(group, here) for group in groups if group is not None))
+    finally:
+        distributed.destroy_process_group()
+
+
+def check(crosscoder: Crosscoder, losses: Sequence[Loss]) -> None:
+    """Raise ValueError for what would not be trained, by several ranks, as by one."""
+    if crosscoder.shard.every.size == 1:
+        return
+    sparsities = [part for part in crosscoder.sparsity.modules() if isinstance(part, Sparsity)]
+    for parts, known in (sparsities, SPARSITIES), (losses, LOSSES):
+        for part in parts:
+            if not isinstance(part, known):
+                raise ValueError(
+                    f"{type(part).__name__} is trained by one process only; by several: {', '.join(k.__name__ for k in known)}"
+                )
+
+
+@torch.no_grad()
+def divide(crosscoder: Crosscoder, shard: Shard) -> None:
+    """Leave of ``crosscoder``, the same on every rank, the latents of this one; all start with the numbers of the first rank.
+
+    Raises ValueError, before anything changes, where latents do not divide evenly.
+    """
+    if shard.every.size == 1:
+        return
+    shard.n_held(crosscoder.d_sae)
+    for name, tensor in crosscoder.state_dict(keep_vars=True).items():
+        axis = shard.every
+        if by_latent(name):
+            tensor.data, axis = tensor.data[shard.held].clone(), shard.tokens
+        if axis.index:
+            tensor.data.zero_()
+        axis.add_(tensor.data)
+    crosscoder.shard = shard
+    for part in crosscoder.sparsity.modules():
+        if isinstance(part, Sparsity):
+            part.shard = shard
+
+
+@torch.no_grad()
+def united(crosscoder: Crosscoder) -> Crosscoder | None:
+    """The crosscoder with the latents of all ranks, on the first rank; None on the others."""
+    if crosscoder.shard.every.size == 1:
+        return crosscoder
+    state = gathered(dict(crosscoder.state_dict()), crosscoder.shard)
+    if not crosscoder.shard.is_first:
+        return None
+    with torch.device("meta"):
+        whole = Crosscoder.from_config(crosscoder.config)
+    whole.load_state_dict(state, assign=True)
+    return whole.to(crosscoder.W_dec.device).train(crosscoder.training)
+
+
+def gathered(tree: Any, shard: Shard, path: str = "") -> Any:
+    """The tree of all ranks' tensors, latents in their order and on the CPU, on the first rank; elsewhere of no use."""
+    if shard.every.size == 1:
+        return tree
+    if isinstance(tree, dict):
+        return {name: gathered(value, shard, f"{path}.{name}") for name, value in tree.items()}
+    if not (isinstance(tree, Tensor) and tree.dim() and by_latent(path)) or shard.tokens.index:
+        return tree
+    n = shard.latents.size
+    whole = tree.new_empty(n * len(tree) if shard.is_first else 0, *tree.shape[1:], device="cpu")
+    for index, part in enumerate(shard.latents.collected(tree)):
+        whole[index::n] = part.cpu()
+    return whole
+
+
+def on_first(shard: Shard, work: Callable[[], object]) -> None:
+    """Let the first rank do what is to be done once; the others wait, and where it fails they stop too."""
+    failure: Exception | None = None
+    if shard.is_first:
+        try:
+            work()
+        except Exception as error:
+            failure = error
+    if shard.total(int(failure is not None)):
+        raise failure or RuntimeError("the first process stopped; it says why")
