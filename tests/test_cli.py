@@ -6,7 +6,9 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 
+import tl_crosscoder as tlc
 from tests.models.fake_pair import byte_tokenizer
 from tests.models.tiny_models import tiny_llama_model
 from tl_crosscoder import cli
@@ -105,6 +107,57 @@ def test_the_steps_can_be_taken_one_by_one(models, tmp_path, monkeypatch, capsys
         if "--json" in step:
             assert isinstance(json.loads(out), dict)
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+@pytest.fixture
+def acts(models, tmp_path, monkeypatch, capsys):
+    """A captured store of the models."""
+    options = (
+        "--hook",
+        "blocks.1.hook_resid_post",
+        "--text",
+        models / "text.txt",
+        "--context",
+        32,
+        "--quiet",
+    )
+    call(
+        monkeypatch,
+        capsys,
+        "capture",
+        models / "base",
+        models / "tuned",
+        *options,
+        "--out",
+        tmp_path / "acts",
+    )
+    return tmp_path / "acts"
+
+
+def test_a_published_training_goes_by_its_name(acts, tmp_path, monkeypatch, capsys):
+    sizes = ("--d-sae", 40, "--steps", 12, "--batch-size", 64, "--quiet", "--json")
+    for name, k in (("dsf", None), ("dfc", 4)):
+        more = () if k is None else ("--k", k)
+        out = tmp_path / name / "crosscoder"
+        code, _, err = call(monkeypatch, capsys, "train", acts, "--recipe", name, "--out", out, *sizes, *more)
+        assert code == 0, err
+    tied, apart = (tlc.load(tmp_path / name / "crosscoder") for name in ("dsf", "dfc"))
+    assert torch.equal(tied.W_dec[:4, 0], tied.W_dec[:4, 1])
+    assert not apart.W_dec[:2, 1].any()
+    assert apart.W_dec[:2, 0].any()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [(("--recipe", "minder"), "known: minder_l1"), (("--recipe", "dsf", "--k", 4), "dsf has no k")],
+)
+def test_a_recipe_that_is_not_there_is_refused_before_work(
+    asked, message, acts, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run" / "crosscoder"
+    code, _, err = call(monkeypatch, capsys, "train", acts, *asked, "--out", out, "--quiet")
+    assert (code, message in err) == (2, True), err
+    assert not out.parent.exists()
 
 
 @pytest.mark.parametrize(

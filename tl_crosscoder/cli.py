@@ -55,10 +55,17 @@ Dtype = Annotated[
     Literal["float32", "bfloat16"], typer.Option(help="Of the models and the stored activations.")
 ]
 DSae = Annotated[int, typer.Option("--d-sae", help="Latents in the dictionary.")]
-K = Annotated[int, typer.Option("--k", help="Active latents a token.")]
+K = Annotated[int | None, typer.Option("--k", help="Active latents a token; 32, or the recipe's.")]
 Steps = Annotated[int, typer.Option(help="Training steps.")]
 BatchSize = Annotated[int, typer.Option(help="Tokens a step.")]
-Lr = Annotated[float, typer.Option(help="Adam's step size.")]
+Lr = Annotated[float | None, typer.Option(help="Adam's step size; 1e-3, or the recipe's.")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="A published training: minder_l1, minder_batchtopk, kissane_l1, papergrade, delta, dsf or dfc.",
+    ),
+]
 Context = Annotated[int, typer.Option(help="Tokens a window of text.")]
 Limit = Annotated[int | None, typer.Option(help="At most this many tokens of text.")]
 NewTokens = Annotated[
@@ -103,10 +110,11 @@ def diff_command(
     behaviours: Behaviours = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/diff"),
     d_sae: DSae = 4096,
-    k: K = 32,
+    k: K = None,
     steps: Steps = 2000,
     batch_size: BatchSize = 1024,
-    lr: Lr = 1e-3,
+    lr: Lr = None,
+    recipe: RecipeName = None,
     context: Context = 128,
     limit: Limit = None,
     max_new_tokens: NewTokens = 16,
@@ -117,7 +125,7 @@ def diff_command(
     quiet: Quiet = False,
 ) -> None:
     """The whole job on your models: capture, train, table, studies, report."""
-    config = _config(d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+    config = _config(recipe=recipe, d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
     known, questions = _behaviours(behaviours), _lines(prompts)
     from tl_crosscoder.diffing.run import diff
 
@@ -161,10 +169,11 @@ def train_command(
     acts: Annotated[Path, typer.Argument(help="A captured store.")],
     out: Annotated[Path, typer.Option(help="Folder of the crosscoder.")] = Path("runs/diff/crosscoder"),
     d_sae: DSae = 4096,
-    k: K = 32,
+    k: K = None,
     steps: Steps = 2000,
     batch_size: BatchSize = 1024,
-    lr: Lr = 1e-3,
+    lr: Lr = None,
+    recipe: RecipeName = None,
     seed: Seed = 0,
     device: Device = "cpu",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
@@ -174,8 +183,8 @@ def train_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a BatchTopK crosscoder on a store; Ctrl-C saves, and --resume goes on as if nothing had happened."""
-    config = _config(d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+    """Train a crosscoder on a store: BatchTopK, or by a recipe.  Ctrl-C saves, and --resume goes on as if nothing had happened."""
+    config = _config(recipe=recipe, d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
     from tl_crosscoder.diffing.folder import RunFolder
     from tl_crosscoder.diffing.run import learn
     from tl_crosscoder.hub.save import save

@@ -11,13 +11,17 @@ RANKINGS = ("rank_score", "difference_peak", "difference_share", "delta_norm")
 class DiffConfig:
     """How to learn and rank.  ``ranking`` is a column of the latent table, highest first."""
 
+    #: A published training (:func:`tl_crosscoder.recipe`) in place of the plain BatchTopK one; it decides all but the sizes.
+    recipe: str | None = None
     d_sae: int = 4096
-    k: int = 32
+    #: Active latents a token; None: 32, or the recipe's.
+    k: int | None = None
     steps: int = 2000
     #: Tokens a step.
     batch_size: int = 1024
-    lr: float = 1e-3
-    #: Length of each model's decoder rows at the start.
+    #: Adam's largest step; None: 1e-3, or the recipe's.
+    lr: float | None = None
+    #: Length of each model's decoder rows at the start; a recipe has its own.
     init_norm: float = 0.5
     #: Share of the sequences that the crosscoder never sees; the table and the studies use only these.
     held_out: float = 0.1
@@ -29,12 +33,12 @@ class DiffConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if not 0 < self.k <= self.d_sae:
+        if self.k is not None and not 0 < self.k <= self.d_sae:
             raise ValueError(f"k must lie in 1..d_sae={self.d_sae}, got {self.k}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is a share of the conversations in (0, 1), got {self.held_out}")
         for name in ("steps", "batch_size", "lr", "init_norm", "study_tokens"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.ranking not in RANKINGS:
             raise ValueError(f"no ranking {self.ranking!r}; known: {', '.join(RANKINGS)}")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from tl_crosscoder.analysis.table import latent_table
 from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
-from tl_crosscoder.dictionary.losses import MSE, AuxK
+from tl_crosscoder.dictionary.losses import MSE, AuxK, Loss
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK
 from tl_crosscoder.diffing.config import DiffConfig
@@ -32,6 +32,7 @@ from tl_crosscoder.studies.behaviour import BehaviourResult, behaviour_removal, 
 from tl_crosscoder.studies.substitution import SubstitutionResult, substitution
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.history import History
+from tl_crosscoder.training.recipes import recipe
 from tl_crosscoder.training.train import train
 
 
@@ -144,27 +145,49 @@ def learn(
     checkpoint_every: int = 500,
     resume: Path | None = None,
 ) -> tuple[Crosscoder, History]:
-    """A BatchTopK crosscoder of the store: centred, one scale for both models, the same init in both."""
-    crosscoder = Crosscoder(
-        store.d_in,
-        config.d_sae,
-        BatchTopK(config.k),
-        n_models=store.n_models,
-        normalizer=Normalizer.fit(store),
-        init=Init(norm=config.init_norm, seed=config.seed),
-    ).to(device)
-    training = TrainConfig(
-        steps=config.steps,
-        lr=config.lr,
-        decay_fraction=0.3,
+    """A crosscoder of the store: ``config.recipe``, or BatchTopK on centred data, one scale and one start for both models."""
+    crosscoder, losses, training = plain(store, config) if config.recipe is None else by_recipe(store, config)
+    training = replace(
+        training,
         checkpoint_every=checkpoint_every,
         log_path=log_path,
         progress=progress,
         log_every=max(1, config.steps // 40),
     )
-    losses = [MSE(), AuxK(dead_after_tokens=max(10_000, len(store) // 10))]
     batches = store.shuffled(config.batch_size, config.seed)
+    crosscoder.to(device)
     return crosscoder, train(crosscoder, batches, losses, training, checkpoints=checkpoints, resume=resume)
+
+
+def plain(store: PairedActivations, config: DiffConfig) -> tuple[Crosscoder, Sequence[Loss], TrainConfig]:
+    """The training that found the planted differences best (docs/results.md)."""
+    crosscoder = Crosscoder(
+        store.d_in,
+        config.d_sae,
+        BatchTopK(config.k or 32),
+        n_models=store.n_models,
+        normalizer=Normalizer.fit(store),
+        init=Init(norm=config.init_norm, seed=config.seed),
+    )
+    losses = [MSE(), AuxK(dead_after_tokens=max(10_000, len(store) // 10))]
+    return crosscoder, losses, TrainConfig(steps=config.steps, lr=config.lr or 1e-3, decay_fraction=0.3)
+
+
+def by_recipe(store: PairedActivations, config: DiffConfig) -> tuple[Crosscoder, Sequence[Loss], TrainConfig]:
+    """A published training at the config's sizes."""
+    tokens = config.steps * config.batch_size
+    made = recipe(
+        config.recipe or "",
+        store.d_in,
+        d_sae=config.d_sae,
+        tokens=tokens,
+        batch_size=config.batch_size,
+        k=config.k,
+        seed=config.seed,
+    )
+    training = made.config if config.lr is None else replace(made.config, lr=config.lr)
+    crosscoder = made.crosscoder(made.normalizer(store, max_tokens=len(store)))
+    return crosscoder, made.losses, training
 
 
 def refuse_held_out_prompts(
