@@ -27,7 +27,6 @@ LR = 1e-4
 N_BATCHES = 8
 #: How many of them are gone through again and again while time is taken.
 IN_TURN = 4
-UNTIMED_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,17 @@ class Size:
         return start_of(crosscoder, self.k, self.dead)
 
 
-def compare(size: Size, keys: list[str], *, warmup: int, rounds: int) -> dict[str, Any]:
-    """The contenders' rows, and why others were skipped.  ``on_core``: the share of the time that the process had its cores."""
+def compare(size: Size, keys: list[str], *, warmup: int, rounds: int, untimed: int = 2) -> dict[str, Any]:
+    """The contenders' rows, and why others were skipped.  ``on_core``: the share of the time that the process had its cores.
+
+    Time is taken in ``rounds`` rounds after ``untimed`` ones.
+    """
     batches = size.batches()
     start = size.start(batches, warmup)
     contenders, skipped = enter(start, keys, size.batch)
     del start
     began, began_on_core = time.perf_counter(), time.process_time()
-    rows = time_steps(contenders, batches, rounds)
+    rows = time_steps(contenders, batches, rounds, untimed)
     on_core = (time.process_time() - began_on_core) / (time.perf_counter() - began) / torch.get_num_threads()
     for row in rows:
         row["ratio"] = row["ms"] / rows[0]["ms"]
@@ -85,11 +87,13 @@ def enter(start: Start, keys: list[str], batch: int) -> tuple[list[Contender], d
     return entered, skipped
 
 
-def time_steps(contenders: list[Contender], batches: list[Tensor], rounds: int) -> list[dict[str, Any]]:
+def time_steps(
+    contenders: list[Contender], batches: list[Tensor], rounds: int, untimed: int
+) -> list[dict[str, Any]]:
     """One row a contender; after each round another one goes first."""
     seconds: list[list[float]] = [[] for _ in contenders]
     losses: list[list[float]] = [[] for _ in contenders]
-    for n in range(UNTIMED_ROUNDS + rounds):
+    for n in range(untimed + rounds):
         for i in [(n + i) % len(contenders) for i in range(len(contenders))]:
             contenders[i].keep_dead()
             began = time.perf_counter()
@@ -98,23 +102,26 @@ def time_steps(contenders: list[Contender], batches: list[Tensor], rounds: int) 
             losses[i].append(loss.item())
     rows = []
     for contender, all_times, trace in zip(contenders, seconds, losses, strict=True):
-        times = [1000 * each for each in all_times[UNTIMED_ROUNDS:]]
+        times = [1000 * each for each in all_times[untimed:]]
         row = {"key": contender.key, "title": contender.title, "ms": statistics.median(times)}
         row |= {"fastest_ms": min(times), "slowest_ms": max(times)}
-        row |= {"l0": contender.l0(batches[0]), "loss": trace[-1] / trace[(len(trace) - 1) % IN_TURN]}
+        row |= {"l0": contender.l0(batches[0])}
+        row |= {"loss": trace[-1] / trace[(len(trace) - 1) % IN_TURN] if len(trace) > IN_TURN else None}
         rows.append(row)
         contender.close()
     return rows
 
 
-def growth(size: Size, keys: list[str], *, warmup: int, rounds: int, doublings: int = 2) -> dict[str, Any]:
-    """For each contender the exponents with which its time grows in d_sae, k and batch, by least squares on log-log."""
+def growth(size: Size, keys: list[str], *, doublings: int = 2, **options: int) -> dict[str, Any]:
+    """For each contender the exponents with which its time grows in d_sae, k and batch, by least squares on log-log.
+
+    ``options``: those of ``compare``.
+    """
     times: dict[Size, dict[str, float]] = {}
 
     def measured(at: Size) -> dict[str, float]:
         if at not in times:
-            rows = compare(at, keys, warmup=warmup, rounds=rounds)["rows"]
-            times[at] = {row["key"]: row["ms"] for row in rows}
+            times[at] = {row["key"]: row["ms"] for row in compare(at, keys, **options)["rows"]}
         return times[at]
 
     exponents: dict[str, dict[str, float]] = {}

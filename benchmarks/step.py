@@ -20,9 +20,16 @@ from machine import machine, without_bf16
 from memory import memory_in_child
 
 
+def headline(result: dict[str, Any]) -> str:
+    """The machine."""
+    return ", ".join(f"{name} {value}" for name, value in result["machine"].items() if name != "limited to")
+
+
 def table(result: dict[str, Any]) -> str:
     """The rows, aligned."""
-    lines = [", ".join(f"{name} {value}" for name, value in result["size"].items())]
+    limit = result.get("machine", {}).get("limited to")
+    size = {**result["size"], **({"limited to": limit} if limit else {})}
+    lines = [", ".join(f"{name} {value}" for name, value in size.items())]
     if "exponents" in result:
         for key, exponents in result["exponents"].items():
             grows = ", ".join(f"{name}^{slope:.2f}" for name, slope in exponents.items())
@@ -32,7 +39,8 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         times = f"{row['ms']:8.1f} {row['fastest_ms']:8.1f} {row['slowest_ms']:8.1f} {row['ratio']:6.2f}x"
         memory = f"{row['memory']:6.2f}x" if "memory" in row else f"{'':7}"
-        lines.append(f"{row['title']:42} {times} {memory} {row['l0']:7.2f} {row['loss']:6.3f}")
+        loss = f"{row['loss']:6.3f}" if row["loss"] is not None else ""
+        lines.append(f"{row['title']:42} {times} {memory} {row['l0']:7.2f} {loss}".rstrip())
     if result["on_core"] < 0.95:
         lines.append(f"disturbed: the process had its cores for {result['on_core']:.0%} of the time")
     lines += [f"skipped: {CONTENDERS[key].title} ({why})" for key, why in result["skipped"].items()]
@@ -48,7 +56,8 @@ def main() -> None:
     parser.add_argument("--dead", type=float, default=0.0, help="share of latents that are dead and stay so")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--warmup", type=int, default=60, help="steps of training before time is taken")
+    parser.add_argument("--untimed", type=int, default=2, help="rounds before those of which time is taken")
+    parser.add_argument("--warmup", type=int, default=60, help="steps of training that make the start")
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="ratios refer to the first")
     parser.add_argument("--memory", help="whose memory is measured; '' nobody's (everybody's)")
     parser.add_argument("--without-bf16", action="store_true", help="as on a processor without AMX")
@@ -63,15 +72,15 @@ def main() -> None:
         without_bf16()
     size = Size(options.d_in, options.d_sae, options.k, options.batch, options.dead)
     measure = growth if options.growth else compare
-    result = {"machine": machine(), **measure(size, keys, warmup=options.warmup, rounds=options.rounds)}
+    result = measure(size, keys, warmup=options.warmup, rounds=options.rounds, untimed=options.untimed)
+    result = {"machine": machine(), **result}
     for row in result.get("rows", []):
         if options.memory is None or row["key"] in options.memory.split(","):
             row["memory"] = memory_in_child(size, row["key"])
     if options.json:
         print(json.dumps(result))
     else:
-        print(", ".join(f"{name} {value}" for name, value in result["machine"].items() if value))
-        print(table(result))
+        print(headline(result), table(result), sep="\n")
 
 
 if __name__ == "__main__":

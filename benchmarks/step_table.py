@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from step import table
+from step import headline, table
 
 
 class Row(NamedTuple):
@@ -26,36 +26,35 @@ class Row(NamedTuple):
     batch: int
     contenders: str
     goals: dict[str, tuple[float, float | None]]
-    options: str = "--rounds 3 --warmup 15 --memory ours"
+    options: str = "--rounds 2 --untimed 1 --warmup 10 --memory ours"
 
 
-DENSE = "dense-bf16,dense-bf16-guess"
-SAE_LENS = "sae-lens,sae-lens-bf16"
 ROWS = [
     Row(
-        576, 8192, 32, 1024, f"ours,dense,{DENSE},dictionary-learning,{SAE_LENS},sparsify,crosscode,llamascopium",
+        576, 8192, 32, 1024,
+        "ours,dense,dense-bf16,dense-bf16-guess,dictionary-learning,sae-lens,sae-lens-bf16,sparsify,crosscode,llamascopium",
         {
             "dictionary-learning": (8, 12), "sae-lens": (8.5, 12), "sae-lens-bf16": (4.5, 6), "dense-bf16": (2.5, 4),
             "memory": (4.6, 3.2),
         },
-        "--rounds 7",
+        "--rounds 5 --memory ours,dense-bf16,dictionary-learning",
     ),
     Row(
         576, 8192, 32, 1024, "ours,dense,dictionary-learning", {"dictionary-learning": (4, 5)},
         "--rounds 5 --without-bf16 --memory=",
     ),
     Row(
-        576, 32768, 64, 2048, f"ours,{DENSE},dictionary-learning,{SAE_LENS},sparsify",
+        576, 32768, 64, 2048, "ours,dense-bf16-guess,dictionary-learning,sae-lens,sae-lens-bf16,sparsify",
         {"dictionary-learning": (11, 16), "sae-lens": (13, 18), "sae-lens-bf16": (6, 9), "memory": (4.6, 3.2)},
     ),
-    Row(576, 73728, 100, 1024, f"ours,{DENSE},dictionary-learning", {"dictionary-learning": (10, 15)}),
-    Row(2304, 16384, 100, 1024, f"ours,{DENSE},dictionary-learning,sae-lens,sparsify", {"dictionary-learning": (6, 9)}),
-    Row(2304, 8192, 100, 1024, f"ours,{DENSE},dictionary-learning,sae-lens", {"dictionary-learning": (4.5, 7)}),
+    Row(576, 73728, 100, 1024, "ours,dense-bf16-guess,dictionary-learning", {"dictionary-learning": (10, 15)}),
+    Row(2304, 16384, 100, 1024, "ours,dense-bf16-guess,dictionary-learning", {"dictionary-learning": (6, 9)}),
+    Row(2304, 8192, 100, 1024, "ours,dense-bf16-guess,dictionary-learning", {"dictionary-learning": (4.5, 7)}),
     Row(
-        576, 16384, 64, 2048, f"ours,{DENSE},dictionary-learning", {"dictionary-learning": (7.5, 12)},
-        "--dead 0.1 --rounds 3 --warmup 15 --memory ours",
+        576, 16384, 64, 2048, "ours,dense-bf16-guess,dictionary-learning", {"dictionary-learning": (7.5, 12)},
+        "--dead 0.1 --rounds 3 --untimed 1 --warmup 10 --memory ours",
     ),
-    Row(2304, 73728, 100, 1024, "ours", {}, "--rounds 3 --warmup 3 --memory="),
+    Row(2304, 73728, 100, 1024, "ours", {}, "--rounds 3 --untimed 1 --warmup 2 --memory="),
     Row(
         576, 8192, 32, 1024, "ours", {"d_sae": (0.8, None), "k": (0.5, None), "batch": (0.8, None)},
         "--rounds 5 --warmup 20 --growth",
@@ -107,7 +106,7 @@ def main() -> None:
     for row in ROWS:
         results.append(result := run(row, options.threads))
         if len(results) == 1:
-            print(", ".join(f"{name} {value}" for name, value in result["machine"].items() if value))
+            print(headline(result))
         print("", table(result), *verdicts(row, result), sep="\n", flush=True)
     print(f"\n{time.perf_counter() - began:.0f} s")
     if options.json:
