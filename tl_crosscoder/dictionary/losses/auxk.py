@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder, CrosscoderOutput
 from tl_crosscoder.dictionary.losses.base import LOSSES, Progress
+from tl_crosscoder.dictionary.losses.squares import sum_of_squares
 
 
 @LOSSES.register("auxk")
@@ -43,7 +44,7 @@ class AuxK:
             acts = acts.where(v >= shard.kth_of_rows(v, k), 0)
         residual = (out.target - out.estimate).detach().flatten(1)
         rows = crosscoder.decoder_rows(dead).flatten(1)
-        error = (residual - shard.sum(acts @ rows)).square().sum() / len(residual)
+        error = sum_of_squares(shard.sum(acts @ rows) - residual) / len(residual)
         if self.relative:
             variance = shard.mean((residual - shard.mean(residual.mean(0))).square().sum() / len(residual))
             error = torch.nan_to_num(error / variance, posinf=0.0)

@@ -8,6 +8,7 @@ from torch import Tensor
 from tl_crosscoder.dictionary.crosscoder import Crosscoder, CrosscoderOutput
 from tl_crosscoder.dictionary.losses.base import LOSSES, Progress
 from tl_crosscoder.dictionary.losses.partial import decoder_bias
+from tl_crosscoder.dictionary.losses.squares import sum_of_squares
 from tl_crosscoder.dictionary.prefix import first_latents
 from tl_crosscoder.types import BASE, TUNED
 
@@ -40,7 +41,7 @@ class Delta:
         if crosscoder.n_models != 2:
             raise ValueError(f"Delta compares two models, base and tuned, got n_models={crosscoder.n_models}")
         error = out.target - self._estimate(out, crosscoder)
-        return self.weight * (error[:, TUNED] - error[:, BASE]).square().sum() / len(error)
+        return self.weight * sum_of_squares(error[:, TUNED] - error[:, BASE]) / len(error)
 
     def _estimate(self, out: CrosscoderOutput, crosscoder: Crosscoder) -> Float[Tensor, "batch model d_in"]:
         """What the latents that are not shared reconstruct, normalised units."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from tl_crosscoder.dictionary.crosscoder import Crosscoder, CrosscoderOutput
 from tl_crosscoder.dictionary.losses.base import LOSSES, Progress
 from tl_crosscoder.dictionary.losses.partial import decoder_bias
+from tl_crosscoder.dictionary.losses.squares import sum_of_squares
 from tl_crosscoder.dictionary.prefix import first_latents
 
 
@@ -49,7 +50,7 @@ class Matryoshka:
         weights = self.weights or [1 / len(self.prefixes)] * len(self.prefixes)
         total = out.estimate.new_zeros(())
         for weight, estimate in zip(weights, estimates, strict=True):
-            total = total + weight * (out.target - estimate).square().sum()
+            total = total + weight * sum_of_squares(estimate - out.target)
         return total / len(out.target)
 
     def _estimates(

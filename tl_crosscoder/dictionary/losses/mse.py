@@ -1,14 +1,13 @@
 """Squared reconstruction error."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder, CrosscoderOutput
 from tl_crosscoder.dictionary.losses.base import LOSSES, Progress
+from tl_crosscoder.dictionary.losses.squares import sum_of_squares
 
 
 @LOSSES.register("mse")
@@ -22,18 +21,4 @@ class MSE:
         self, x: Tensor, out: CrosscoderOutput, crosscoder: Crosscoder, progress: Progress
     ) -> Float[Tensor, ""]:
         del x, crosscoder, progress
-        return _SumOfSquares.apply(out.estimate - out.target) / len(out.target)
-
-
-class _SumOfSquares(torch.autograd.Function):
-    """``e.square().sum()`` in one pass forwards and one backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, error: Tensor) -> Tensor:
-        ctx.save_for_backward(error)
-        return error.flatten().dot(error.flatten())
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (error,) = ctx.saved_tensors
-        return error * (2 * grads[0])
+        return sum_of_squares(out.estimate - out.target) / len(out.target)
