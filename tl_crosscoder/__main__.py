@@ -2,4 +2,5 @@
 
 from tl_crosscoder.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

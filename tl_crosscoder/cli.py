@@ -180,15 +180,25 @@ def train_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from this run's newest checkpoint.")
     ] = False,
+    data_ranks: Annotated[
+        int,
+        typer.Option(
+            help="Under torchrun: parts of a batch; the processes that read one divide the latents."
+        ),
+    ] = 1,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a crosscoder on a store: BatchTopK, or by a recipe.  Ctrl-C saves, and --resume goes on as if nothing had happened."""
+    """Train a crosscoder on a store: BatchTopK, or by a recipe.  Ctrl-C saves, and --resume goes on as if nothing had happened.
+
+    On many processes: torchrun --nproc-per-node N -m tl_crosscoder train ...
+    """
     config = _config(recipe=recipe, d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
     from tl_crosscoder.diffing.folder import RunFolder
     from tl_crosscoder.diffing.run import learn
     from tl_crosscoder.hub.save import save
     from tl_crosscoder.models.activations import PairedActivations
+    from tl_crosscoder.training.sharding import joined, united
 
     seen, _ = PairedActivations.open(acts).split(1 - config.held_out, config.seed)
     run = RunFolder(out.parent)
@@ -198,17 +208,20 @@ def train_command(
         "checkpoint_every": checkpoint_every,
         "resume": run.checkpoints if resume else None,
     }
-    crosscoder, history = learn(seen, config, device=device, progress=not quiet, **saving)
-    if history.stopped_by:
-        again = [*sys.argv[1:], *([] if resume else ["--resume"])]
+    with joined(data_ranks, device) as shard:
+        divided, history = learn(seen, config, device=device, progress=not quiet, shard=shard, **saving)
+        crosscoder = None if history.stopped_by else united(divided)
+    if not shard.is_first:
+        return
+    if crosscoder is None:
+        again = [*_start(shard.every.size), *sys.argv[1:], *([] if resume else ["--resume"])]
         console.print(
-            f"saved after step {history.rows[-1]['step']} of {steps}; go on with:\n"
-            f"  {shlex.join(['tl-crosscoder', *again])}",
+            f"saved after step {history.rows[-1]['step']} of {steps}; go on with:\n  {shlex.join(again)}",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
-        raise typer.Exit(128 + history.stopped_by)
+        raise typer.Exit(128 + (history.stopped_by or 0))
     save(crosscoder, out, extra={"pair": seen.manifest["pair"], "config": asdict(config)})
     _print(history.rows[-1], as_json)
 
@@ -253,6 +266,13 @@ def report_command(
     report = DiffReport(run)
     report.write()
     _show(report, as_json)
+
+
+def _start(processes: int) -> list[str]:
+    """What starts this program on as many processes."""
+    if processes == 1:
+        return ["tl-crosscoder"]
+    return ["torchrun", "--nproc-per-node", str(processes), "-m", "tl_crosscoder"]
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from multiprocessing import get_context
 #: One process imports torch; the others are its forks and start at once.
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["tl_crosscoder.training.train", "torch.distributed.device_mesh", "torch._dynamo"]
+    ["torch._dynamo", "torch.distributed.device_mesh", "tl_crosscoder.diffing.run", "tests.models.fake_pair"]
 )
 
 

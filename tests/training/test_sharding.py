@@ -1,10 +1,21 @@
 """Training on several processes is training on one."""
 
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from ranks import on_processes
+from safetensors.torch import load_file
 
+from tests.models.fake_pair import FakePair, byte_tokenizer
+from tl_crosscoder import cli
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import L1, MSE, AuxK, L2Norm
@@ -13,7 +24,12 @@ from tl_crosscoder.dictionary.losses.matryoshka import Matryoshka
 from tl_crosscoder.dictionary.losses.pre_act import PreAct
 from tl_crosscoder.dictionary.losses.tanh_penalty import TanhPenalty
 from tl_crosscoder.dictionary.partition import Partition
-from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, ReLU, Split
+from tl_crosscoder.dictionary.shard import Alone, Shard
+from tl_crosscoder.dictionary.sparsity import BatchTopK, GroupMax, JumpReLU, ReLU, Split, TopK
+from tl_crosscoder.hub.save import load
+from tl_crosscoder.models.capture import capture
+from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.training.checkpoint import newest, read
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.sharding import divide, joined, united
 from tl_crosscoder.training.train import train
@@ -59,18 +75,27 @@ def parted():
     return Crosscoder(D_IN, D_SAE, BatchTopK(3), partition=partition, init=APART), [Matryoshka([8, 0.5, 1.0])]
 
 
+class Own:
+    """A loss of a user's own, which may or may not sum over ranks."""
+
+    name = "own"
+
+    def __call__(self, *_):
+        raise AssertionError("it was asked")
+
+
 VARIANTS = {work.__name__: work for work in (batch_topk, delta, l1, jumprelu, parted)}
 MESHES = {"1 x 2": (2, 1), "2 x 1": (2, 2), "2 x 2": (4, 2)}
 
 
-def trained(variant, shard, **changes):
+CONFIG = TrainConfig(steps=8, lr=1e-2, log_every=4, warmup_steps=2, progress=False, checkpoint_every=4)
+
+
+def trained(variant, shard, **places):
     """The weights on the first rank, the rows of the log, and this rank's b_dec."""
-    config = TrainConfig(
-        **{"steps": 8, "lr": 1e-2, "log_every": 4, "warmup_steps": 2, "progress": False, **changes}
-    )
     crosscoder, losses = VARIANTS[variant]()
     divide(crosscoder.double(), shard)
-    rows = train(crosscoder, batches(), losses, config).rows
+    rows = train(crosscoder, batches(), losses, CONFIG, **places).rows
     whole = united(crosscoder)
     state = {name: tensor.numpy() for name, tensor in whole.state_dict().items()} if whole else None
     return state, rows, crosscoder.b_dec.detach().numpy()
@@ -92,17 +117,204 @@ def ranks(request):
     return on_processes(all_trained, size, data)
 
 
+def assert_same(found, wanted):
+    for name, tensor in wanted.items():
+        np.testing.assert_allclose(found[name], tensor, rtol=0, atol=1e-9, err_msg=name)
+
+
+def without_time(rows):
+    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_processes_train_together_what_one_trains(variant, ranks, alone):
     whole, rows, _ = alone[variant]
-    first, _, b_dec = ranks[0][variant]
-    for name, tensor in whole.items():
-        np.testing.assert_allclose(first[name], tensor, rtol=0, atol=1e-9, err_msg=name)
+    assert_same(ranks[0][variant][0], whole)
     for rank in ranks:
-        _, theirs, same = rank[variant]
-        assert same.tobytes() == b_dec.tobytes()
-        for row, other in zip(rows, theirs, strict=True):
-            assert other == pytest.approx(row | {"tokens_per_second": other["tokens_per_second"]}, abs=1e-9)
-    if variant == "batch_topk":
-        assert rows[-1]["auxk"] > 0
-        assert 0 < rows[-1]["dead_fraction"] < 1
+        _, theirs, b_dec = rank[variant]
+        assert b_dec.tobytes() == ranks[0][variant][2].tobytes()
+        for row, other in zip(without_time(rows), without_time(theirs), strict=True):
+            assert other == pytest.approx(row, abs=1e-9)
+
+
+def test_what_is_compared_has_dead_latents_at_work(alone):
+    row = alone["batch_topk"][1][-1]
+    assert row["auxk"] > 0
+    assert 0 < row["dead_fraction"] < 1
+
+
+def with_checkpoints(data, folder, resume):
+    torch.manual_seed(0)  # a checkpoint has torch's random state
+    with joined(data) as shard:
+        return trained("batch_topk", shard, **{"resume" if resume else "checkpoints": folder})
+
+
+@pytest.fixture(scope="module")
+def saved_by_two(tmp_path_factory):
+    """Checkpoints after steps 4 and 8, by two processes that divide the latents."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "by two"
+    on_processes(with_checkpoints, 2, 1, folder, False)
+    return folder
+
+
+def test_a_checkpoint_of_two_processes_is_that_of_one(saved_by_two, tmp_path):
+    with_checkpoints(1, tmp_path / "by one", False)
+    for step in ("step-00000004", "step-00000008"):
+        one, two = read(tmp_path / "by one" / step), read(saved_by_two / step)
+        assert one.training == two.training
+        assert without_time(two.rows) == [pytest.approx(row, abs=1e-9) for row in without_time(one.rows)]
+        tensors = [
+            load_file(folder / step / "state.safetensors") for folder in (tmp_path / "by one", saved_by_two)
+        ]
+        assert tensors[0].keys() == tensors[1].keys()
+        for name, tensor in tensors[0].items():
+            torch.testing.assert_close(tensors[1][name], tensor, rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(("size", "data"), [(1, 1), (4, 1), (4, 2)])
+def test_what_two_processes_saved_any_number_goes_on_with(saved_by_two, tmp_path, alone, size, data):
+    shutil.copytree(saved_by_two / "step-00000004", tmp_path / "step-00000004")
+    state, rows, _ = on_processes(with_checkpoints, size, data, tmp_path, True)[0]
+    whole, all_rows, _ = alone["batch_topk"]
+    assert_same(state, whole)
+    assert without_time(rows) == [pytest.approx(row, abs=1e-9) for row in without_time(all_rows)]
+
+
+def told_where_the_first_cannot_write(folder):
+    with joined() as shard:
+        try:
+            trained("batch_topk", shard, checkpoints=folder)
+        except (FileExistsError, RuntimeError) as error:
+            return f"{type(error).__name__}: {error}"
+
+
+def test_where_the_first_process_cannot_write_all_stop(saved_by_two, tmp_path):
+    shutil.copytree(saved_by_two / "step-00000004", tmp_path / "step-00000004")
+    first, second = on_processes(told_where_the_first_cannot_write, 2, tmp_path)
+    assert "stopped at step-00000004" in first
+    assert second == "RuntimeError: the first process stopped; it says why"
+
+
+class Interrupting(list):
+    """Batches of which the third brings a SIGTERM to one rank."""
+
+    def __iter__(self):
+        for i, x in enumerate(super().__iter__()):
+            if i == 2 and os.environ["RANK"] == "1":
+                signal.raise_signal(signal.SIGTERM)
+            yield x
+
+
+def stopped(folder):
+    with joined() as shard:
+        crosscoder, losses = VARIANTS["delta"]()
+        divide(crosscoder, shard)
+        history = train(crosscoder, Interrupting(batches()), losses, CONFIG, checkpoints=folder)
+        return history.stopped_by, history.rows[-1]["step"]
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
+    assert on_processes(stopped, 2, tmp_path) == [(signal.SIGTERM, 3)] * 2
+    assert newest(tmp_path)[0].step == 3
+
+
+@pytest.mark.parametrize(("processes", "data"), [(2, 3), (3, 2), (2, 0)])
+def test_processes_that_form_no_grid_are_refused(monkeypatch, processes, data):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with (
+        pytest.raises(ValueError, match=f"{processes} processes are no grid of data={data} rows"),
+        joined(data),
+    ):
+        pass
+
+
+def test_a_gpu_of_ones_own_is_wanted(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with (
+        pytest.raises(ValueError, match=r"wants a GPU of its own: .* device='cuda:0' was asked for"),
+        joined(1, "cuda:0"),
+    ):
+        pass
+
+
+def test_latents_that_do_not_divide_evenly_are_refused_before_anything_changes():
+    crosscoder, _ = batch_topk()
+    with pytest.raises(ValueError, match="the first 48 latents cannot be divided evenly among 5 ranks"):
+        divide(crosscoder, Shard(latents=Alone(5), every=Alone(5)))
+    assert crosscoder.W_dec.shape == (D_SAE, 2, D_IN)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "losses", "named"),
+    [
+        (TopK(3), [MSE()], "TopK"),
+        (Split(8, BatchTopK(1), GroupMax(4)), [MSE()], "GroupMax"),
+        (ReLU(), [Own()], "Own"),
+    ],
+)
+def test_what_is_not_trained_together_is_refused(sparsity, losses, named):
+    crosscoder = Crosscoder(D_IN, D_SAE, sparsity)
+    crosscoder.shard = Shard(every=Alone(2))
+    with pytest.raises(ValueError, match=f"{named} is trained by one process only; by several: "):
+        train(crosscoder, batches(), losses, CONFIG)
+
+
+def commanded(*arguments):
+    """The exit code of a command of the command line."""
+    sys.argv = ["tl-crosscoder", *arguments]
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+@pytest.fixture(scope="module")
+def acts(tmp_path_factory):
+    pair, folder = FakePair(byte_tokenizer(), d_in=8), tmp_path_factory.mktemp("acts")
+    texts = [f"document {i} says something about the number {i * 7}" for i in range(60)]
+    capture(pair, Corpus.from_texts(texts, pair.tokenizer), folder, progress=False)
+    return folder
+
+
+def arguments(acts, out):
+    named = {"--out": out, "--d-sae": 32, "--k": 3, "--steps": 12, "--batch-size": 64}
+    return ["train", str(acts), *(str(text) for pair in named.items() for text in pair), "--json"]
+
+
+def assert_commands_agree(one, two):
+    """Single precision: rounding grows with the steps."""
+    one, two = load(one / "crosscoder"), load(two / "crosscoder")
+    assert one.config == two.config
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[name], tensor, rtol=0, atol=2e-3, msg=name)
+
+
+def test_the_command_line_trains_on_processes_what_it_trains_on_one(acts, tmp_path):
+    assert commanded(*arguments(acts, tmp_path / "one" / "crosscoder")) == 0
+    command = [*arguments(acts, tmp_path / "two" / "crosscoder"), "--data-ranks", "2"]
+    assert on_processes(commanded, 2, *command) == [0, 0]
+    assert_commands_agree(tmp_path / "one", tmp_path / "two")
+    log = (tmp_path / "two" / "train.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == list(range(1, 13))
+
+
+def test_sizes_that_do_not_divide_are_refused_by_the_command_line(acts, tmp_path):
+    command = [*arguments(acts, tmp_path / "crosscoder"), "--d-sae", "33"]
+    assert on_processes(commanded, 2, *command) == [cli.USAGE] * 2
+    assert not (tmp_path / "crosscoder").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it(acts, tmp_path):
+    commanded(*arguments(acts, tmp_path / "one" / "crosscoder"))
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tl_crosscoder"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*start, *arguments(acts, tmp_path / "two" / "crosscoder")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 12  # said once
+    assert_commands_agree(tmp_path / "one", tmp_path / "two")

@@ -90,9 +90,13 @@ class Shard:
         """How many of the first n latents are here; ValueError where not every rank holds as many."""
         return _share(n, self.latents, f"the first {n} latents")
 
+    def n_read(self, n: int) -> int:
+        """How many tokens of a batch of n are read here; ValueError where not every rank reads as many."""
+        return _share(n, self.tokens, f"a batch of {n} tokens")
+
     def read(self, x: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "part model d_in"]:
-        """The tokens of a batch that are read here; ValueError where not every rank reads as many."""
-        n = _share(len(x), self.tokens, f"a batch of {len(x)} tokens")
+        """The tokens of a batch that are read here."""
+        n = self.n_read(len(x))
         return x[self.tokens.index * n : (self.tokens.index + 1) * n]
 
     def sum(self, partial: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -16,6 +16,7 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import MSE, AuxK, Loss
 from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.shard import WHOLE, Shard
 from tl_crosscoder.dictionary.sparsity import BatchTopK
 from tl_crosscoder.diffing.config import DiffConfig
 from tl_crosscoder.diffing.folder import RunFolder, write_json, write_table
@@ -33,6 +34,7 @@ from tl_crosscoder.studies.substitution import SubstitutionResult, substitution
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.recipes import recipe
+from tl_crosscoder.training.sharding import divide
 from tl_crosscoder.training.train import train
 
 
@@ -144,8 +146,14 @@ def learn(
     checkpoints: Path | None = None,
     checkpoint_every: int = 500,
     resume: Path | None = None,
+    shard: Shard = WHOLE,
 ) -> tuple[Crosscoder, History]:
-    """A crosscoder of the store: ``config.recipe``, or BatchTopK on centred data, one scale and one start for both models."""
+    """A crosscoder of the store: ``config.recipe``, or BatchTopK on centred data, one scale and one start for both models.
+
+    With a shard: the latents of this process.
+    """
+    shard.n_held(config.d_sae)
+    shard.n_read(config.batch_size)
     crosscoder, losses, training = plain(store, config) if config.recipe is None else by_recipe(store, config)
     training = replace(
         training,
@@ -155,6 +163,7 @@ def learn(
         log_every=max(1, config.steps // 40),
     )
     batches = store.shuffled(config.batch_size, config.seed)
+    divide(crosscoder, shard)
     crosscoder.to(device)
     return crosscoder, train(crosscoder, batches, losses, training, checkpoints=checkpoints, resume=resume)
 

@@ -82,17 +82,28 @@ def joined(data: int = 1, device: torch.device | str = "cpu") -> Iterator[Shard]
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
 
-    kind = torch.device(device).type
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    here = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
-    distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    here = _device(torch.device(device))
+    distributed.init_process_group("nccl" if here.type == "cuda" else "gloo")
     try:
-        mesh = init_device_mesh(kind, (data, size // data), mesh_dim_names=("data", "latent"))
+        mesh = init_device_mesh(here.type, (data, size // data), mesh_dim_names=("data", "latent"))
         groups = mesh.get_group("latent"), mesh.get_group("data"), distributed.group.WORLD
         yield Shard(*(Ranks(group, here) for group in groups if group is not None))
     finally:
         distributed.destroy_process_group()
+
+
+def _device(asked: torch.device) -> torch.device:
+    """The processor, or the GPU of this process."""
+    if asked.type != "cuda":
+        return asked
+    local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if asked.index is not None or local >= there:
+        raise ValueError(
+            f"process {local} of this machine wants a GPU of its own: {there} are there, and device={str(asked)!r} was asked for; "
+            "pass device='cuda' and start at most one process a GPU"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
 def check(crosscoder: Crosscoder, losses: Sequence[Loss]) -> None:
@@ -132,7 +143,7 @@ def divide(crosscoder: Crosscoder, shard: Shard) -> None:
 
 @torch.no_grad()
 def united(crosscoder: Crosscoder) -> Crosscoder | None:
-    """The crosscoder with the latents of all ranks, on the first rank; None on the others."""
+    """The crosscoder with the latents of all ranks, on the CPU of the first rank; None on the others.  Alone, the same one."""
     if crosscoder.shard.every.size == 1:
         return crosscoder
     state = gathered(dict(crosscoder.state_dict()), crosscoder.shard)
@@ -141,7 +152,7 @@ def united(crosscoder: Crosscoder) -> Crosscoder | None:
     with torch.device("meta"):
         whole = Crosscoder.from_config(crosscoder.config)
     whole.load_state_dict(state, assign=True)
-    return whole.to(crosscoder.W_dec.device).train(crosscoder.training)
+    return whole.to("cpu").train(crosscoder.training)
 
 
 def gathered(tree: Any, shard: Shard, path: str = "") -> Any:
