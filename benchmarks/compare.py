@@ -63,7 +63,7 @@ def compare(size: Size, keys: list[str], *, warmup: int, rounds: int, untimed: i
     rows = time_steps(contenders, batches, rounds, untimed)
     on_core = (time.process_time() - began_on_core) / (time.perf_counter() - began) / torch.get_num_threads()
     for row in rows:
-        row["ratio"] = row["ms"] / rows[0]["ms"]
+        row["ratio"], row["cpu_ratio"] = (row[name] / rows[0][name] for name in ("ms", "cpu_ms"))
     return {"size": asdict(size), "rows": rows, "skipped": skipped, "on_core": on_core}
 
 
@@ -92,19 +92,21 @@ def time_steps(
 ) -> list[dict[str, Any]]:
     """One row a contender; after each round another one goes first."""
     seconds: list[list[float]] = [[] for _ in contenders]
+    on_core: list[list[float]] = [[] for _ in contenders]
     losses: list[list[float]] = [[] for _ in contenders]
     for n in range(untimed + rounds):
         for i in [(n + i) % len(contenders) for i in range(len(contenders))]:
             contenders[i].keep_dead()
-            began = time.perf_counter()
+            began, began_on_core = time.perf_counter(), time.process_time()
             loss = contenders[i].step(batches[n % IN_TURN])
             seconds[i].append(time.perf_counter() - began)
+            on_core[i].append(time.process_time() - began_on_core)
             losses[i].append(loss.item())
     rows = []
-    for contender, all_times, trace in zip(contenders, seconds, losses, strict=True):
-        times = [1000 * each for each in all_times[untimed:]]
+    for contender, all_times, all_on_core, trace in zip(contenders, seconds, on_core, losses, strict=True):
+        times, cpu_times = ([1000 * each for each in some[untimed:]] for some in (all_times, all_on_core))
         row = {"key": contender.key, "title": contender.title, "ms": statistics.median(times)}
-        row |= {"fastest_ms": min(times), "slowest_ms": max(times)}
+        row |= {"fastest_ms": min(times), "slowest_ms": max(times), "cpu_ms": statistics.median(cpu_times)}
         row |= {"l0": contender.l0(batches[0])}
         row |= {"loss": trace[-1] / trace[(len(trace) - 1) % IN_TURN] if len(trace) > IN_TURN else None}
         rows.append(row)

@@ -4,9 +4,10 @@
     [--contenders ours,dense-bf16,sae-lens] [--memory ours] [--without-bf16] [--growth] [--json]
 
 Everyone starts from the same dictionary, trained for ``--warmup`` steps on the same planted activations, and gets the same batches;
-the rounds are interleaved in one process, and the median counts.  Peak memory is the growth of the resident set over the steps, in
-a process of its own, in multiples of the parameters in float32.  ``l0`` is the mean number of latents that a step decodes from;
-``loss`` the last loss over the first one on the same batch, by each contender's own measure.  Other libraries: see peers.py.
+the rounds are interleaved in one process, and the median counts.  ``cpu``: the time in which the process had a core, the steadier
+measure where other programs run.  ``memory``: growth of the resident set over the steps, in a process of its own, in multiples of
+the parameters in float32.  ``l0``: mean number of latents that a step decodes from.  ``loss``: the last loss over the first one on
+the same batch, by each contender's own measure.  Other libraries: see peers.py.
 
 ``--growth`` instead doubles d_sae, k and batch in turn, twice, and prints the exponents of the time."""
 
@@ -35,9 +36,19 @@ def table(result: dict[str, Any]) -> str:
             grows = ", ".join(f"{name}^{slope:.2f}" for name, slope in exponents.items())
             lines.append(f"{CONTENDERS[key].title:42} grows as {grows}")
         return "\n".join(lines)
-    lines.append(f"{'':42} {'ms':>8} {'from':>8} {'to':>8} {'ratio':>7} {'memory':>7} {'l0':>7} {'loss':>6}")
+    columns = (
+        ("ms", 8),
+        ("ratio", 7),
+        ("least ms", 9),
+        ("cpu ms", 8),
+        ("ratio", 7),
+        ("memory", 7),
+        ("l0", 7),
+        ("loss", 6),
+    )
+    lines.append(f"{'':42} " + " ".join(f"{name:>{width}}" for name, width in columns))
     for row in result["rows"]:
-        times = f"{row['ms']:8.1f} {row['fastest_ms']:8.1f} {row['slowest_ms']:8.1f} {row['ratio']:6.2f}x"
+        times = f"{row['ms']:8.1f} {row['ratio']:6.2f}x {row['fastest_ms']:9.1f} {row['cpu_ms']:8.1f} {row['cpu_ratio']:6.2f}x"
         memory = f"{row['memory']:6.2f}x" if "memory" in row else f"{'':7}"
         loss = f"{row['loss']:6.3f}" if row["loss"] is not None else ""
         lines.append(f"{row['title']:42} {times} {memory} {row['l0']:7.2f} {loss}".rstrip())
