@@ -6,9 +6,11 @@ import torch
 
 from tests.analysis.crosscoders import random_acts, random_crosscoder
 from tl_crosscoder.analysis.base import run
-from tl_crosscoder.analysis.decoder_norms import classify, delta_norm, relative_norm
+from tl_crosscoder.analysis.decoder_norms import classify, delta_norm, mirror_pairs, relative_norm
 from tl_crosscoder.analysis.max_acts import MaxActs
 from tl_crosscoder.analysis.table import latent_table
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.sparsity import ReLU
 from tl_crosscoder.errors import EmptyData
 from tl_crosscoder.types import BASE, TUNED
 
@@ -32,6 +34,28 @@ def test_swapping_the_models_mirrors_delta_norm():
 def test_delta_norm_above_nine_tenths_is_relative_norm_above_five_sixths():
     n = torch.rand(500, 2, dtype=torch.float64)
     assert torch.equal(delta_norm(n) > 0.9, relative_norm(n) > 5 / 6)
+
+
+def test_mirror_pairs_are_counted_by_hand():
+    """Latents 0, 1 tuned-only along axes 0 and 1; 2, 3 base-only along 0 and -1; 4 base-only along 0, never fired; 5 in both.
+
+    Only 0 and 2 write one direction from either side: 1 and 3 are opposed, 4 is dead.
+    """
+    crosscoder = Crosscoder(3, 6, ReLU())
+    with torch.no_grad():
+        crosscoder.W_dec.zero_()
+        for latent, model, axis, length in (
+            (0, 1, 0, 2),
+            (1, 1, 1, 1),
+            (2, 0, 0, 1),
+            (3, 0, 1, -1),
+            (4, 0, 0, 1),
+        ):
+            crosscoder.W_dec[latent, model, axis] = length
+        crosscoder.W_dec[5, :, 0] = 1
+    assert mirror_pairs(crosscoder, [1.0, 1.0, 1.0, 1.0, 0.0, 1.0]) == 1
+    assert mirror_pairs(crosscoder, [1.0] * 6) == 2
+    assert mirror_pairs(crosscoder, [0.0] + [1.0] * 5) == 0
 
 
 def test_class_boundaries_are_strict_and_dead_overrides():

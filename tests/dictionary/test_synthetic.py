@@ -140,3 +140,43 @@ def test_a_crosscoder_on_a_gpu_is_labelled_where_it_is():
     crosscoder = perfect_crosscoder(pair)
     here = pair.label(crosscoder)["concept"].tolist()
     assert pair.label(crosscoder.cuda())["concept"].tolist() == here
+
+
+def test_a_concept_of_its_own_latent_is_recovered_and_a_latent_is_given_away_once():
+    """A dictionary without the latents of concepts 0 and 1 but two of concept 5 recovers all but those two."""
+    pair = small_pair()
+    whole = pair.recovery(perfect_crosscoder(pair))
+    assert whole["kind"].tolist() == pair.kinds[: -pair.n_decoupled]
+    assert whole["latent"].tolist() == list(range(len(whole)))
+    assert whole["correlation"].min() > 0.6
+    assert whole["frequency"].mean() == pytest.approx(pair.p, rel=0.05)
+    crosscoder = perfect_crosscoder(pair)
+    with torch.no_grad():
+        for lost in (0, 1):
+            crosscoder.W_dec[lost], crosscoder.W_enc_rows[lost] = (
+                crosscoder.W_dec[5],
+                crosscoder.W_enc_rows[5],
+            )
+    recovery = pair.recovery(crosscoder)
+    assert (recovery["correlation"] > 0.6).tolist() == [c > 1 for c in range(len(recovery))]
+    assert len(set(recovery["latent"])) == len(recovery)
+
+
+def test_a_rare_tuned_only_concept_is_as_rare_as_asked_for():
+    pair = SyntheticPair(n_tuned=6, p_tuned=0.004)
+    presence = pair.sample(50_000).presence[:, 1]
+    tuned = torch.tensor([kind == "tuned" for kind in pair.kinds])
+    shared = torch.tensor([kind == "shared" for kind in pair.kinds])
+    assert (presence[:, tuned] > 0).float().mean().item() == pytest.approx(0.004, rel=0.1)
+    assert (presence[:, shared] > 0).float().mean().item() == pytest.approx(0.03, rel=0.02)
+
+
+def test_a_dictionary_of_the_difference_is_labelled_by_the_difference():
+    """One latent for each direction that base lacks, on tuned - base."""
+    pair = small_pair()
+    tuned = [c for c, kind in enumerate(pair.kinds) if kind == "tuned"]
+    crosscoder = Crosscoder(pair.d_in, len(tuned), TopK(1), n_models=1)
+    with torch.no_grad():
+        crosscoder.W_enc_rows.copy_(pair.directions[tuned, None])
+    assert pair.label(crosscoder)["concept"].tolist() == tuned
+    assert pair.label(crosscoder)["base_presence"].max() < 0.05

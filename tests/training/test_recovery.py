@@ -4,6 +4,7 @@ import pytest
 import torch
 from synthetic_runs import K, alive, delta_norm, run_batchtopk, run_l1, small_pair
 
+from tl_crosscoder.analysis.decoder_norms import mirror_pairs
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import L1, MSE, AuxK
@@ -20,11 +21,7 @@ def calls(pair, crosscoder):
 
 
 def twins(pair, crosscoder):
-    """Pairs of a tuned-only and a base-only latent on nearly the same direction: one concept cut in two."""
-    living, share = alive(pair, crosscoder), delta_norm(crosscoder)
-    rows = torch.nn.functional.normalize(crosscoder.W_dec.detach(), dim=-1)
-    tuned, base = rows[living & (share > TUNED_ONLY), 1], rows[living & (share < BASE_ONLY), 0]
-    return int((tuned @ base.T > 0.9).sum())
+    return mirror_pairs(crosscoder, alive(pair, crosscoder).double().tolist())
 
 
 def test_batch_topk_finds_exactly_the_planted_tuned_only_concepts(trained_batchtopk):

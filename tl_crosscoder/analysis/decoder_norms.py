@@ -62,6 +62,17 @@ def _class(delta: float, fired: float) -> str:
     return "shared" if low <= delta < high else "other"
 
 
+def mirror_pairs(crosscoder: Crosscoder, fired: Iterable[float], cosine: float = 0.9) -> int:
+    """How many pairs of a tuned-only and a base-only latent write nearly the same direction: one concept cut in two.
+
+    The sign of Latent Decoupling (Minder et al. 2025, arXiv:2504.02922).  Latents that never fired do not count.
+    """
+    classes = classify(delta_norm(crosscoder.decoder_norms().detach()).tolist(), fired)
+    tuned, base = (torch.tensor([c == name for c in classes]) for name in ("tuned_only", "base_only"))
+    rows = torch.nn.functional.normalize(crosscoder.decoder_rows().detach().cpu(), dim=-1)
+    return int((rows[tuned, TUNED] @ rows[base, BASE].T > cosine).sum())
+
+
 class DecoderNorms(Analysis):
     """``norm_base, norm_tuned, delta_norm, cosine``: no tokens needed."""
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.difference import tuned_minus_base
 from tl_crosscoder.types import BASE, TUNED
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class SyntheticPair:
     decoupled  (1, 1) or (0, 1) or (1, 0)        three mutually exclusive contexts on one direction: shared, but not always
     ========== ================================= =========================================================================
 
-    Each concept is on with probability ``p`` a token (a decoupled one: ``p`` in both, .01 in either alone), with magnitude
-    U[.5, 1.5] (decoupled U[.9, 1.1], or U[.5, 1.5] where ``wide``).  ``mode``: "pair"; "identity": tuned is base, bit for bit;
-    "disjoint": tuned is base on other tokens.
+    Each concept is on with probability ``p`` a token (a decoupled one: ``p`` in both, .01 in either alone; a tuned-only one:
+    ``p_tuned`` where given), with magnitude U[.5, 1.5] (decoupled U[.9, 1.1], or U[.5, 1.5] where ``wide``).  ``mode``: "pair";
+    "identity": tuned is base, bit for bit; "disjoint": tuned is base on other tokens.
 
     Kinds after Minder et al. 2025, arXiv:2504.02922 (Complete Shrinkage, Latent Decoupling).
     """
@@ -72,6 +73,7 @@ class SyntheticPair:
     p: float = 0.03
     noise: float = 0.03
     seed: int = 0
+    p_tuned: float | None = None
 
     def __post_init__(self):
         if self.mode not in ("pair", "identity", "disjoint"):
@@ -126,7 +128,9 @@ class SyntheticPair:
         f = _codes(crosscoder, batch.x).double()
         presence = batch.presence.double()
         correlation, concept = _correlations(f, presence.amax(1)).max(1)
-        held = torch.einsum("nj,nmj->mj", f, presence[:, :, concept])
+        held = torch.stack([f.T @ presence[:, m] for m in (BASE, TUNED)])[
+            :, torch.arange(f.shape[1]), concept
+        ]
         kinds = [
             self.kinds[c] if alive else "dead"
             for c, alive in zip(concept.tolist(), f.any(0).tolist(), strict=True)
@@ -142,7 +146,11 @@ class SyntheticPair:
 
     def score(self, crosscoder: Crosscoder, called: Bool[Tensor, "d_sae"]) -> Score:
         """Mark the latents that were ``called`` tuned-only."""
-        labels = self.label(crosscoder)[called.cpu().numpy()]
+        return self.mark(self.label(crosscoder), called)
+
+    def mark(self, labels: "pd.DataFrame", called: Bool[Tensor, "d_sae"]) -> Score:
+        """As ``score``, given the ``label`` of every latent: for several sets of calls on one crosscoder."""
+        labels = labels.loc[called.cpu().numpy()]
         right = labels[labels["base_presence"] < TRUE_BASE_PRESENCE]
         planted = {c for c, kind in enumerate(self.kinds) if kind == "tuned"}
         return Score(
@@ -150,6 +158,28 @@ class SyntheticPair:
             recall=len(planted & set(right["concept"])) / len(planted) if planted else float("nan"),
             calls=dict(Counter(labels["kind"].tolist())),
         )
+
+    def recovery(self, crosscoder: Crosscoder, n: int = 20_000, seed: int = 1) -> "pd.DataFrame":
+        """How well each concept is one latent's in eval mode; one row a concept.
+
+        ``latent``: each concept's own, so matched that the sum of correlations is largest, at most one concept a latent (-1 where
+        there are fewer latents).  ``correlation``: of the latent with the concept's strength.  ``frequency``: of the concept.
+        Decoupled concepts are left out: no single latent has their three contexts right.
+        """
+        import pandas as pd
+        from scipy.optimize import linear_sum_assignment
+
+        batch = self.sample(n, seed)
+        kinds = self.kinds[: len(self.kinds) - self.n_decoupled]
+        strength = batch.presence.double().amax(1)[:, : len(kinds)]
+        correlation = _correlations(_codes(crosscoder, batch.x).double(), strength).numpy()
+        latents, concepts = linear_sum_assignment(correlation, maximize=True)
+        table = pd.DataFrame(
+            {"kind": kinds, "latent": -1, "correlation": 0.0, "frequency": (strength > 0).double().mean(0)}
+        ).rename_axis("concept")
+        table.loc[concepts, "latent"] = latents
+        table.loc[concepts, "correlation"] = correlation[latents, concepts]
+        return table
 
     def _draw(self, n: int, generator: torch.Generator) -> SyntheticBatch:
         presence = self._presence(n, generator)
@@ -167,7 +197,8 @@ class SyntheticPair:
         low = torch.full((len(self.kinds),), 0.5, device="cpu")
         low[n_plain:] = 0.5 if self.wide else 0.9
         magnitude = low + 2 * (1 - low) * torch.rand(u.shape, generator=generator, device="cpu")
-        plain = (u < self.p)[:, None] * self.gains.T
+        p = torch.tensor([self._probability(kind) for kind in self.kinds], device="cpu")
+        plain = (u < p)[:, None] * self.gains.T
         both = u[:, n_plain:] < self.p
         tuned = ~both & (u[:, n_plain:] < self.p + 0.01)
         base = ~both & ~tuned & (u[:, n_plain:] < self.p + 0.02)
@@ -175,14 +206,18 @@ class SyntheticPair:
         plain[:, TUNED, n_plain:] = (both | tuned).float()
         return plain * magnitude[:, None]
 
+    def _probability(self, kind: str) -> float:
+        return self.p_tuned if kind == "tuned" and self.p_tuned is not None else self.p
+
     def _generator(self, stream: int) -> torch.Generator:
         return torch.Generator("cpu").manual_seed(1_000_003 * (self.seed + 1) + stream)
 
 
 @torch.no_grad()
 def _codes(crosscoder: Crosscoder, x: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "batch d_sae"]:
-    """Codes in eval mode, on the CPU; the mode is put back."""
+    """Codes in eval mode, on the CPU; the mode is put back.  A dictionary of one model reads the difference."""
     training = crosscoder.training
+    x = tuned_minus_base(x) if crosscoder.n_models == 1 else x
     try:
         return crosscoder.eval().encode(x.to(crosscoder.W_dec.device)).cpu()
     finally:
