@@ -1,0 +1,142 @@
+"""One cell of the comparison: a crosscoder trained to the study's number of active latents, and its marks."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from variant_grid import Study, Variant
+
+from tl_crosscoder.analysis.decoder_norms import DecoderNorms, mirror_pairs
+from tl_crosscoder.analysis.firing import Firing
+from tl_crosscoder.analysis.latent_scaling import LatentScaling
+from tl_crosscoder.analysis.reconstruction import Reconstruction
+from tl_crosscoder.analysis.table import latent_table, tuned_specific
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.difference import difference
+from tl_crosscoder.dictionary.synthetic import SyntheticPair
+from tl_crosscoder.training.config import TrainConfig
+from tl_crosscoder.training.train import train
+
+#: A concept is found where one latent's activation correlates with its strength at least so much.
+FOUND = 0.85
+#: How far the number of active latents may be from what is asked for.
+TOLERANCE = 0.05
+MAX_TRAININGS = 8
+#: Tokens of a pair that a training sees at most; a longer one sees them again.
+POOL = 500_000
+
+Result = TypeVar("Result")
+
+
+def cell(study: Study, variant: Variant, seed: int, weight: float | None) -> dict[str, Any]:
+    """The marks of one training, the last of those that the search for the weight took; ``weight``: where to start."""
+    began = time.process_time()
+    study = replace(study, **variant.changes, pair=replace(study.pair, seed=seed))
+    trained = lambda weight: train_once(study, variant, weight, seed)
+    trainings = 1
+    if variant.weight is None:
+        crosscoder = trained(0.0)
+    else:
+        l0 = lambda crosscoder: active_latents(study, crosscoder)
+        crosscoder, weight, trainings = at_equal_l0(trained, l0, study.l0, weight or variant.weight)
+    row: dict[str, Any] = {"seed": seed, "weight": weight, "trainings": trainings}
+    row |= marks(study.pair, crosscoder, study.n_judged)
+    return row | {"seconds": round(time.process_time() - began, 1)}
+
+
+@lru_cache(maxsize=1)
+def pool(pair: SyntheticPair, batch_size: int, seed: int, n: int) -> list[Tensor]:
+    """The batches of a training; the last ones asked for are kept for the next variant."""
+    return list(pair.batches(batch_size, seed, n))
+
+
+def train_once(study: Study, variant: Variant, weight: float, seed: int) -> Crosscoder:
+    crosscoder, losses = variant.build(study, weight, seed)
+    n = min(study.steps, POOL // study.batch_size)
+    batches = pool(study.pair, study.batch_size, seed, n)
+    config = TrainConfig(steps=study.steps, lr=study.lr, warmup_steps=study.steps // 20, progress=False)
+    train(crosscoder, batches if variant.n_models == 2 else difference(batches), losses, config)
+    return crosscoder
+
+
+def at_equal_l0(
+    make: Callable[[float], Result], l0: Callable[[Result], float], target: float, weight: float
+) -> tuple[Result, float, int]:
+    """What ``make(weight)`` gives for a weight that brings its ``l0`` near the target, the weight, and how many were tried.
+
+    Near: within TOLERANCE; after MAX_TRAININGS the nearest one.  ``l0`` falls with the weight: guesses go along a straight line in
+    logarithms until the target lies between two of them, then half way between that line and the middle.
+    """
+    tried: list[tuple[float, float, Result]] = []
+    while True:
+        made = make(weight)
+        tried.append((math.log(weight), math.log(max(l0(made), 1e-3) / target), made))
+        nearest = min(tried, key=lambda each: abs(each[1]))
+        if abs(nearest[1]) <= math.log(1 + TOLERANCE) or len(tried) == MAX_TRAININGS:
+            return nearest[2], math.exp(nearest[0]), len(tried)
+        weight = math.exp(_next_guess([each[:2] for each in tried]))
+
+
+def _next_guess(tried: list[tuple[float, float]]) -> float:
+    """The next log weight, given those tried and how far their L0 was off, in logarithms."""
+    above = max((each for each in tried if each[1] > 0), default=None)
+    below = min((each for each in tried if each[1] < 0), default=None)
+    if above and below:
+        line = above[0] + (below[0] - above[0]) * above[1] / (above[1] - below[1])
+        return (line + (above[0] + below[0]) / 2) / 2
+    at, miss = min(tried, key=lambda each: abs(each[1]))
+    return at + min(2.0, max(-2.0, miss / 0.5))
+
+
+@torch.no_grad()
+def active_latents(study: Study, crosscoder: Crosscoder, n: int = 10_000) -> float:
+    """Mean active latents per token of fresh activations."""
+    return crosscoder.encode_sparse(study.pair.sample(n, seed=5).x).l0
+
+
+def marks(pair: SyntheticPair, crosscoder: Crosscoder, n: int = 20_000) -> dict[str, Any]:
+    """How good a dictionary is, by what was planted; of a dictionary of the difference, what is defined for one."""
+    compares = crosscoder.n_models > 1
+    batches = pair.sample(n, seed=7).x.split(4096)
+    makes = [DecoderNorms, Firing, LatentScaling, Reconstruction] if compares else [Firing, Reconstruction]
+    parts = [make(crosscoder) for make in makes]
+    table = latent_table(crosscoder, batches if compares else difference(batches), parts)
+    metrics = table.attrs["metrics"]
+    row = {"l0": metrics["l0"], "dead": metrics["dead_fraction"], "fve": metrics["fve"] if compares else None}
+    row["fve_difference"] = metrics["fve_difference" if compares else "fve"]
+    row |= found(pair, crosscoder, n)
+    if not compares:
+        return row
+    labels, fired = pair.label(crosscoder, n), table["n_fired"]
+    by_norm, by_scaling = table["class"] == "tuned_only", tuned_specific(table) & (fired > 0)
+    for name, called in {"norm": by_norm, "gated": by_norm & by_scaling, "nu": by_scaling}.items():
+        score = pair.mark(labels, torch.tensor(called.to_numpy()))
+        row |= {f"{name}_precision": score.precision, f"{name}_recall": score.recall}
+        row[f"{name}_calls"] = score.calls
+    row["mirror_pairs"] = mirror_pairs(crosscoder, fired)
+    row["largest_delta_norm"] = table.loc[fired > 0, "delta_norm"].max()
+    return row
+
+
+def found(pair: SyntheticPair, crosscoder: Crosscoder, n: int) -> dict[str, float]:
+    """``found``: the share of concepts with a latent of their own (FOUND); ``mcc``: mean correlation; ``_tuned``: of tuned-only.
+
+    Of a dictionary of the difference, concepts of equal strength in both models are not asked for.
+    """
+    recovery = pair.recovery(crosscoder, n)
+    if crosscoder.n_models == 1:
+        recovery = recovery[recovery["kind"] != "shared"]
+    correlation = np.asarray(recovery["correlation"])
+    tuned = correlation[np.asarray(recovery["kind"] == "tuned")]
+    return {
+        "found": float((correlation >= FOUND).mean()),
+        "mcc": float(correlation.mean()),
+        "found_tuned": float((tuned >= FOUND).mean()),
+        "mcc_tuned": float(tuned.mean()),
+    }
