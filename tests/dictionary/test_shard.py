@@ -72,14 +72,15 @@ def test_the_kth_largest_of_all_ranks_is_that_of_one_long_list(dtype, parts, dat
     parts = [torch.tensor(part, dtype=dtype) for part in parts]
     whole = torch.cat(parts)
     k = data.draw(st.integers(1, len(whole)))
-    found = on_ranks(lambda shard: shard.kth_largest(parts[shard.every.index], k), 2)
-    assert [f.item() for f in found] == [Shard().kth_largest(whole, k).item()] * 2
+    found = on_ranks(lambda shard: shard.kth_largest(parts[shard.every.index], 1, k), 2)
+    wanted = [value.item() for value in Shard().kth_largest(whole, 1, k)]
+    assert [[value.item() for value in rank] for rank in found] == [wanted] * 2
 
 
 def test_the_kth_largest_place_is_found_beyond_what_a_float_can_count():
     parts = torch.tensor([2**62 + 1, 5, 2**53 + 1]), torch.tensor([2**53, 2**62])
     for k, wanted in enumerate([2**62 + 1, 2**62, 2**53 + 1, 2**53, 5], 1):
-        assert on_ranks(lambda s, k=k: int(s.kth_largest(parts[s.every.index], k)), 2) == [wanted] * 2
+        assert on_ranks(lambda s, k=k: int(*s.kth_largest(parts[s.every.index], k)), 2) == [wanted] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

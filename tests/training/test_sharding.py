@@ -88,7 +88,7 @@ VARIANTS = {work.__name__: work for work in (batch_topk, delta, l1, jumprelu, pa
 MESHES = {"1 x 2": (2, 1), "2 x 1": (2, 2), "2 x 2": (4, 2)}
 
 
-CONFIG = TrainConfig(steps=8, lr=1e-2, log_every=4, warmup_steps=2, progress=False, checkpoint_every=4)
+CONFIG = TrainConfig(steps=8, lr=1e-2, log_every=4, warmup_steps=2, progress=False, checkpoint_every=6)
 
 
 def trained(variant, shard, **places):
@@ -151,7 +151,7 @@ def with_checkpoints(data, folder, resume):
 
 @pytest.fixture(scope="module")
 def saved_by_two(tmp_path_factory):
-    """Checkpoints after steps 4 and 8, by two processes that divide the latents."""
+    """Checkpoints after steps 6, within a row of the log, and 8, by two processes that divide the latents."""
     folder = tmp_path_factory.mktemp("checkpoints") / "by two"
     on_processes(with_checkpoints, 2, 1, folder, False)
     return folder
@@ -159,7 +159,7 @@ def saved_by_two(tmp_path_factory):
 
 def test_a_checkpoint_of_two_processes_is_that_of_one(saved_by_two, tmp_path):
     with_checkpoints(1, tmp_path / "by one", False)
-    for step in ("step-00000004", "step-00000008"):
+    for step in ("step-00000006", "step-00000008"):
         one, two = read(tmp_path / "by one" / step), read(saved_by_two / step)
         assert one.training == two.training
         assert without_time(two.rows) == [pytest.approx(row, abs=1e-9) for row in without_time(one.rows)]
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_two_processes_is_that_of_one(saved_by_two, tmp_path):
 
 @pytest.mark.parametrize(("size", "data"), [(1, 1), (4, 1), (4, 2)])
 def test_what_two_processes_saved_any_number_goes_on_with(saved_by_two, tmp_path, alone, size, data):
-    shutil.copytree(saved_by_two / "step-00000004", tmp_path / "step-00000004")
+    shutil.copytree(saved_by_two / "step-00000006", tmp_path / "step-00000006")
     state, rows, _ = on_processes(with_checkpoints, size, data, tmp_path, True)[0]
     whole, all_rows, _ = alone["batch_topk"]
     assert_same(state, whole)
@@ -189,9 +189,9 @@ def told_where_the_first_cannot_write(folder):
 
 
 def test_where_the_first_process_cannot_write_all_stop(saved_by_two, tmp_path):
-    shutil.copytree(saved_by_two / "step-00000004", tmp_path / "step-00000004")
+    shutil.copytree(saved_by_two / "step-00000006", tmp_path / "step-00000006")
     first, second = on_processes(told_where_the_first_cannot_write, 2, tmp_path)
-    assert "stopped at step-00000004" in first
+    assert "stopped at step-00000006" in first
     assert second == "RuntimeError: the first process stopped; it says why"
 
 

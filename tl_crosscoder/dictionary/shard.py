@@ -125,12 +125,12 @@ class Shard:
         latents = self.latents.size * found.latents + self.latents.index
         return tokens * (self.latents.size * scores.d_sae) + latents
 
-    def kth_largest(self, values: Num[Tensor, "nnz"], k: int) -> Num[Tensor, ""]:
-        """The k-th largest of the lists of all ranks; there are at least k values, none below 0."""
+    def kth_largest(self, values: Num[Tensor, "nnz"], *k: int) -> tuple[Num[Tensor, ""], ...]:
+        """For each k the k-th largest of the lists of all ranks; there are at least k values, none below 0."""
         if self.every.size == 1:
-            return values.kthvalue(len(values) - k + 1).values
-        left = torch.full((1, 1), k, device=values.device)
-        return _kth_largest(values[None], left, self.every, LIST_BITS)[0, 0]
+            return tuple(values.kthvalue(len(values) - each + 1).values for each in k)
+        left = torch.tensor(k, device=values.device)[:, None]
+        return _kth_largest(values.expand(len(k), -1), left, self.every, LIST_BITS)[:, 0].unbind()
 
     def kth_of_rows(self, values: Float[Tensor, "batch latent"], k: int) -> Float[Tensor, "batch 1"]:
         """The k-th largest of each row over the latents of all ranks; there are at least k, none below 0."""

@@ -44,6 +44,8 @@ class Ranks:
     def add_(self, values: Tensor) -> Tensor:
         from torch import distributed
 
+        if self.size == 1:
+            return values
         moved = values.to(self.device).contiguous()
         distributed.all_reduce(moved, group=self.group)
         return values if moved is values else values.copy_(moved)

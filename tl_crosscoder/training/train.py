@@ -52,7 +52,7 @@ def train(
     check(crosscoder, losses)
     optimizer, device, shard = Adam(crosscoder), crosscoder.W_dec.device, crosscoder.shard
     feed, firing = Feed(batches, config.steps), FiringRecord(len(crosscoder.W_dec), device, shard)
-    state = TrainingState(crosscoder, optimizer, feed, firing, History(notes=feed.notes()))
+    state = TrainingState(crosscoder, optimizer, feed, firing, History(notes=feed.notes()), Window(shard))
     keeper, history = Keeper(state, losses, config, checkpoints, resume), state.history
     keeper.start()
     crosscoder.train()
@@ -69,7 +69,7 @@ def train(
                 terms = {loss.name: loss(x, out, crosscoder, progress) for loss in losses}
                 optimizer.descend(terms, lr=config.lr_at(step), clip=config.clip, step=step)
             firing.update(out.codes)
-            state.window.add(out, terms, shard)
+            state.window.add(out, terms)
             state.tokens += len(batch)
             done, history.stopped_by = step + 1, interrupt.among(shard)
             if done % config.log_every == 0 or done == config.steps:
@@ -98,7 +98,7 @@ def log_row(state: TrainingState, losses: Sequence[Loss], config: TrainConfig, l
     state.history.rows.append(row)
     for log in logs:
         log.row(row)
-    state.window = Window()
+    state.window = Window(state.crosscoder.shard)
 
 
 @torch.no_grad()

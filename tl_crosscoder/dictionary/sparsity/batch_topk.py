@@ -90,21 +90,21 @@ class BatchTopK(Sparsity):
         found, n = self._at_least(scores, count)
         if n == 0:
             return found, None
-        smallest = self.shard.kth_largest(found.scores, min(n, count))
+        wanted = min(n, count), min(n, int(self.spare * count))
+        smallest, bar = self.shard.kth_largest(found.scores, *wanted)
         if n <= count:
             return found, smallest
-        self._expect(found, n, count, smallest.item())
+        self._expect(smallest.item(), bar.item())
         kept, ties = found.scores > smallest, (found.scores == smallest).nonzero()[:, 0]
         excess = self.shard.total(int(kept.sum()) + len(ties)) - count
         if excess:  # the highest tokens go, then the highest latents
             place = self.shard.places(found[ties], scores)
-            ties = ties[place < self.shard.kth_largest(place, excess)]
+            ties = ties[place < self.shard.kth_largest(place, excess)[0]]
         kept[ties] = True
         return found[kept], smallest
 
-    def _expect(self, found: Found, n: int, count: int, smallest: float) -> None:
+    def _expect(self, smallest: float, bar: float) -> None:
         """Next time look where ``spare`` times as many scores lay this time, or lower where they have been falling."""
-        bar = self.shard.kth_largest(found.scores, min(n, int(self.spare * count))).item()
         falling = min(1.0, smallest / self.smallest) if self.smallest else 1.0
         self.guess, self.smallest = bar * falling, smallest
 
@@ -126,7 +126,7 @@ class BatchTopK(Sparsity):
         v, count = sample.weighed().flatten(), round(wanted * sample.n_tokens / scores.n_tokens)
         if count >= self.shard.total(len(v)):
             return 0.0
-        return self.shard.kth_largest(v, count + 1).item()
+        return self.shard.kth_largest(v, count + 1)[0].item()
 
     def _track(self, smallest: Tensor) -> None:
         old = self.threshold if self.threshold >= 0 else smallest
