@@ -8,9 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
+from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.scores import GivenScores
-from tl_crosscoder.dictionary.shard import ALONE, Shard
-from tl_crosscoder.dictionary.sparsity import BatchTopK
+from tl_crosscoder.dictionary.shard import ALONE, Alone, Shard
+from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, Split
 
 
 class Threads:
@@ -169,3 +172,36 @@ def test_what_does_not_divide_evenly_is_refused_with_both_numbers():
         shard.n_held(64)
     with pytest.raises(ValueError, match="a batch of 65 tokens cannot be divided evenly among 2 ranks"):
         shard.read(torch.zeros(65, 2, 3))
+
+
+@pytest.mark.parametrize(("at_once", "step"), [(16, 1), (16, 3), (32, 4), (4096, 7)])
+@pytest.mark.parametrize(
+    "init", [Init(same=False), Init(directions="uniform", transposed=False), Init(same=37, transposed=False)]
+)
+def test_a_latent_starts_the_same_whichever_others_are_drawn(monkeypatch, init, at_once, step):
+    """101 latents, 50 of them tied; 101 · 2 · 5 and 37 · 5 numbers are no multiples of 16."""
+    whole = init.rows(101, 2, 5, tied=50)
+    monkeypatch.setattr("tl_crosscoder.dictionary.init.AT_ONCE", at_once)
+    for first in range(step):
+        held = slice(first, None, step)
+        for rows, part in zip(whole, init.rows(101, 2, 5, tied=50, held=held), strict=True):
+            assert torch.equal(part, rows[held])
+
+
+def test_ranks_make_what_one_process_makes():
+    def made(shard):
+        return Crosscoder(
+            6,
+            24,
+            Split(0.25, JumpReLU(), BatchTopK(2)),
+            partition=Partition(shared=6, base=0.25),
+            init=Init(same=False, transposed=False),
+            shard=shard,
+        )
+
+    whole = made(Shard())
+    for index in range(3):
+        shard = Shard(latents=Alone(3, index), every=Alone(3, index))
+        for name, tensor in made(shard).state_dict().items():
+            assert torch.equal(tensor, shard.rows(name, whole.state_dict()[name])), name
+    assert (made(shard).config, made(shard).sparsity.first.shard) == (whole.config, shard)

@@ -14,7 +14,7 @@ from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.scores import Crowded, ExactScores
 from tl_crosscoder.dictionary.screening import ScreenedScores, screens
-from tl_crosscoder.dictionary.shard import Shard
+from tl_crosscoder.dictionary.shard import WHOLE, Shard
 from tl_crosscoder.dictionary.sparse_ops import Pairs, encode_pairs, take_rows
 from tl_crosscoder.dictionary.sparsity import SPARSITIES, Sparsity
 from tl_crosscoder.errors import ShapeMismatch
@@ -52,7 +52,8 @@ class Crosscoder(nn.Module):
     concatenation (one SAE on the stacked vector), ``"none"``.  ``encoder="mean"`` takes the mean over models in place of the sum
     (Delta-Crosscoder, Kassem et al. 2026, arXiv:2603.04426).  ``partition``: latents that are shared, or one model's, for good.
     ``init``: where the weights start.  With one model it is a dictionary of that model's activations, or of a
-    :func:`~tl_crosscoder.dictionary.difference.difference`.
+    :func:`~tl_crosscoder.dictionary.difference.difference`.  ``shard``: make only the latents of this process, one of many that
+    train together; it is no part of the config.
 
     The encoder is stored latent-major, ``W_enc_rows [d_sae, model, d_in]``; ``W_enc`` views it as [model, d_in, d_sae].
     """
@@ -69,6 +70,7 @@ class Crosscoder(nn.Module):
         encoder: Literal["sum", "mean"] = "sum",
         partition: Partition = Partition(),  # noqa: B008 - frozen
         init: Init = Init(),  # noqa: B008 - frozen
+        shard: Shard = WHOLE,
     ):
         super().__init__()
         if min(d_in, d_sae, n_models) < 1:
@@ -88,19 +90,21 @@ class Crosscoder(nn.Module):
         self.code_norm, self.encoder, self.partition, self.init = code_norm, encoder, partition, init
         self.sparsity, self.normalizer = sparsity, normalizer
         self.units: Normalizer | None = None  # set by folded(): the units of norms, losses and scores
-        self.shard = Shard()  # what of the dictionary and of each batch is in this process
+        self.shard, n_held = shard, shard.n_held(d_sae)
+        sparsity.divide(shard)
         self._crowded = False  # so many latents were active lately that pairs do not pay
         device = torch.get_default_device()
         if device.type == "meta":  # a shell to load weights into
-            encoder_rows, decoder_rows = (torch.empty(d_sae, n_models, d_in) for _ in range(2))
+            encoder_rows, decoder_rows = (torch.empty(n_held, n_models, d_in) for _ in range(2))
         else:
             tied = partition.parts(d_sae).shared.stop
-            encoder_rows, decoder_rows = init.rows(d_sae, n_models, d_in, tied=tied)
-            partition.project_encoder(encoder_rows, d_sae)
-            partition.project_decoder(decoder_rows, d_sae)
+            encoder_rows, decoder_rows = init.rows(d_sae, n_models, d_in, tied=tied, held=shard.held)
+            held = partition.of(shard, d_sae)
+            held.project_encoder(encoder_rows, n_held)
+            held.project_decoder(decoder_rows, n_held)
         self.W_dec = nn.Parameter(decoder_rows.to(device))
         self.W_enc_rows = nn.Parameter(encoder_rows.to(device))
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(n_held))
         self.b_dec = nn.Parameter(torch.zeros(n_models, d_in))
         self.to(device)  # the sparsity and the normaliser may come from elsewhere
 

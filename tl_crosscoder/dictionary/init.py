@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from tl_crosscoder.dictionary.prefix import first_latents
 
 DIRECTIONS = ("gaussian", "uniform")
+#: Rows drawn at once.  A multiple of 16: torch makes Gaussian numbers by the 16.
+AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -36,22 +39,40 @@ class Init:
             raise ValueError(f"no directions named {self.directions!r}; known: {', '.join(DIRECTIONS)}")
 
     def rows(
-        self, d_sae: int, n_models: int, d_in: int, *, tied: int = 0
-    ) -> tuple[Float[Tensor, "d_sae model d_in"], Float[Tensor, "d_sae model d_in"]]:
-        """Encoder and decoder on the CPU; the first ``tied`` latents have the same decoder in all models in any case."""
+        self, d_sae: int, n_models: int, d_in: int, *, tied: int = 0, held: slice = slice(None)
+    ) -> tuple[Float[Tensor, "held model d_in"], Float[Tensor, "held model d_in"]]:
+        """Encoder and decoder on the CPU; the first ``tied`` latents have the same decoder in all models in any case.
+
+        ``held``: only these latents, with the numbers that they have among all.
+        """
         generator = torch.Generator("cpu").manual_seed(self.seed)
         alike = float(self.same) if isinstance(self.same, bool) else self.same
         same = first_latents(alike, d_sae)
-        decoder = self._rows(d_sae, n_models, d_in, max(tied, same), generator)
-        encoder = decoder.clone() if self.transposed else self._rows(d_sae, n_models, d_in, same, generator)
-        return encoder, decoder
+        starts = held.start or 0, held.step or 1
+        decoder = self._rows(d_sae, (n_models, d_in), max(tied, same), generator, *starts)
+        if self.transposed:
+            return decoder.clone(), decoder
+        return self._rows(d_sae, (n_models, d_in), same, generator, *starts), decoder
 
-    def _rows(self, d_sae: int, n_models: int, d_in: int, same: int, generator: torch.Generator) -> Tensor:
-        alike = self._draw((same, 1, d_in), generator).expand(-1, n_models, -1)
-        rows = torch.cat([alike, self._draw((d_sae - same, n_models, d_in), generator)])
-        return rows * (self.norm / rows.norm(dim=-1, keepdim=True))
+    def _rows(
+        self, d_sae: int, row: tuple[int, int], same: int, generator: torch.Generator, start: int, step: int
+    ) -> Tensor:
+        """Every ``step``-th latent from ``start`` on."""
+        alike = self._draw(same, (1, row[1]), generator, start, step).expand(-1, *row)
+        rows = torch.cat([alike, self._draw(d_sae - same, row, generator, start - same, step)])
+        return rows.mul_(self.norm / rows.norm(dim=-1, keepdim=True))
 
-    def _draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    def _draw(
+        self, n: int, row: tuple[int, int], generator: torch.Generator, start: int, step: int
+    ) -> Tensor:
+        """Every ``step``-th of n rows; drawn some at a time, they are those of one long draw."""
+        held = []
+        for first, stop in pairwise([*range(0, max(1, n - AT_ONCE + 1), AT_ONCE), n]):
+            drawn = self._directions((stop - first, *row), generator)
+            held.append(drawn[(start - first) % step :: step].clone())
+        return torch.cat(held)
+
+    def _directions(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
         if self.directions == "gaussian":
             return torch.randn(shape, generator=generator, device="cpu")
         return 2 * torch.rand(shape, generator=generator, device="cpu") - 1

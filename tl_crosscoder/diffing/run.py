@@ -34,7 +34,6 @@ from tl_crosscoder.studies.substitution import SubstitutionResult, substitution
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.recipes import recipe
-from tl_crosscoder.training.sharding import divide
 from tl_crosscoder.training.train import train
 
 
@@ -154,7 +153,8 @@ def learn(
     """
     shard.n_held(config.d_sae)
     shard.n_read(config.batch_size)
-    crosscoder, losses, training = plain(store, config) if config.recipe is None else by_recipe(store, config)
+    make = plain if config.recipe is None else by_recipe
+    crosscoder, losses, training = make(store, config, shard)
     training = replace(
         training,
         checkpoint_every=checkpoint_every,
@@ -163,12 +163,13 @@ def learn(
         log_every=max(1, config.steps // 40),
     )
     batches = store.shuffled(config.batch_size, config.seed)
-    divide(crosscoder, shard)
     crosscoder.to(device)
     return crosscoder, train(crosscoder, batches, losses, training, checkpoints=checkpoints, resume=resume)
 
 
-def plain(store: PairedActivations, config: DiffConfig) -> tuple[Crosscoder, Sequence[Loss], TrainConfig]:
+def plain(
+    store: PairedActivations, config: DiffConfig, shard: Shard
+) -> tuple[Crosscoder, Sequence[Loss], TrainConfig]:
     """The training that found the planted differences best (docs/results.md)."""
     crosscoder = Crosscoder(
         store.d_in,
@@ -177,12 +178,15 @@ def plain(store: PairedActivations, config: DiffConfig) -> tuple[Crosscoder, Seq
         n_models=store.n_models,
         normalizer=Normalizer.fit(store),
         init=Init(norm=config.init_norm, seed=config.seed),
+        shard=shard,
     )
     losses = [MSE(), AuxK(dead_after_tokens=max(10_000, len(store) // 10))]
     return crosscoder, losses, TrainConfig(steps=config.steps, lr=config.lr or 1e-3, decay_fraction=0.3)
 
 
-def by_recipe(store: PairedActivations, config: DiffConfig) -> tuple[Crosscoder, Sequence[Loss], TrainConfig]:
+def by_recipe(
+    store: PairedActivations, config: DiffConfig, shard: Shard
+) -> tuple[Crosscoder, Sequence[Loss], TrainConfig]:
     """A published training at the config's sizes."""
     tokens = config.steps * config.batch_size
     made = recipe(
@@ -195,7 +199,7 @@ def by_recipe(store: PairedActivations, config: DiffConfig) -> tuple[Crosscoder,
         seed=config.seed,
     )
     training = made.config if config.lr is None else replace(made.config, lr=config.lr)
-    crosscoder = made.crosscoder(made.normalizer(store, max_tokens=len(store)))
+    crosscoder = made.crosscoder(made.normalizer(store, max_tokens=len(store)), shard)
     return crosscoder, made.losses, training
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.losses import Loss
 from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.shard import WHOLE, Shard
 from tl_crosscoder.dictionary.sparsity import BatchTopK
 from tl_crosscoder.training.config import TrainConfig
 
@@ -39,10 +40,10 @@ class Recipe:
         tokens = 100 * self.batch_size if max_tokens is None else max_tokens
         return Normalizer.fit(batches, max_tokens=tokens, **self.normalizer_settings)
 
-    def crosscoder(self, normalizer: Normalizer) -> Crosscoder:
+    def crosscoder(self, normalizer: Normalizer, shard: Shard = WHOLE) -> Crosscoder:
         """An untrained crosscoder of two models, with a sparsity of its own."""
         settings = {**self.settings, "sparsity": copy.deepcopy(self.settings["sparsity"])}
-        return Crosscoder(**settings, normalizer=normalizer)
+        return Crosscoder(**settings, normalizer=normalizer, shard=shard)
 
 
 @dataclass(frozen=True)

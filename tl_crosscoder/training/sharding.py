@@ -123,24 +123,26 @@ def check(crosscoder: Crosscoder, losses: Sequence[Loss]) -> None:
 
 @torch.no_grad()
 def divide(crosscoder: Crosscoder, shard: Shard) -> None:
-    """Leave of ``crosscoder``, the same on every rank, the latents of this one; all start with the numbers of the first rank.
+    """Leave of a crosscoder, the same on every rank, the latents of this one: what ``Crosscoder(..., shard=shard)`` makes at once.
 
     Raises ValueError, before anything changes, where latents do not divide evenly.
     """
-    if shard.every.size == 1:
-        return
     shard.n_held(crosscoder.d_sae)
+    for weights in (crosscoder.W_enc_rows, crosscoder.W_dec, crosscoder.b_enc):
+        weights.data = weights.data[shard.held].clone()
+    crosscoder.sparsity.divide(shard)
+    crosscoder.shard = shard
+
+
+@torch.no_grad()
+def agree(crosscoder: Crosscoder) -> None:
+    """Give every rank the numbers of the first that should have the same."""
+    shard = crosscoder.shard
     for name, tensor in crosscoder.state_dict(keep_vars=True).items():
-        axis = shard.every
-        if by_latent(name):
-            tensor.data, axis = tensor.data[shard.held].clone(), shard.tokens
+        axis = shard.tokens if by_latent(name) else shard.every
         if axis.index:
             tensor.data.zero_()
         axis.add_(tensor.data)
-    crosscoder.shard = shard
-    for part in crosscoder.sparsity.modules():
-        if isinstance(part, Sparsity):
-            part.shard = shard
 
 
 @torch.no_grad()

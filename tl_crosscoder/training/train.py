@@ -15,7 +15,7 @@ from tl_crosscoder.training.dead import FiringRecord
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.interrupt import graceful_interrupt
 from tl_crosscoder.training.optimizer import Adam
-from tl_crosscoder.training.sharding import check
+from tl_crosscoder.training.sharding import agree, check
 from tl_crosscoder.training.sinks import Sink, sinks
 from tl_crosscoder.training.state import Keeper, TrainingState
 from tl_crosscoder.training.window import Window
@@ -50,6 +50,7 @@ def train(
     _check_names(losses)
     refuse_store(batches)
     check(crosscoder, losses)
+    agree(crosscoder)
     optimizer, device, shard = Adam(crosscoder), crosscoder.W_dec.device, crosscoder.shard
     feed, firing = Feed(batches, config.steps), FiringRecord(len(crosscoder.W_dec), device, shard)
     state = TrainingState(crosscoder, optimizer, feed, firing, History(notes=feed.notes()), Window(shard))

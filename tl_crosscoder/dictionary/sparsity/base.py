@@ -52,6 +52,15 @@ class Sparsity(nn.Module, ABC):
         chosen[found.tokens, found.latents] = True
         return pre_acts.where(chosen, 0)
 
+    @torch.no_grad()
+    def divide(self, shard: Shard) -> None:
+        """Keep what is of the latents of a shard."""
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            tensor.data = shard.rows(name, tensor.data).clone()
+        for part in self.modules():
+            if isinstance(part, Sparsity):
+                part.shard = shard
+
     def advance(self, step: int, steps: int) -> None:
         """Set the schedule for training step ``step`` (from 0) of ``steps``."""
 
