@@ -1,6 +1,7 @@
 """One sparse code for every model, a decoder for each."""
 
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, final
 
 import torch
@@ -38,6 +39,11 @@ class CrosscoderOutput:
     def acts(self) -> Float[Tensor, "batch d_sae"]:
         """The codes with zeros written out."""
         return self.codes.dense()
+
+    @cached_property
+    def error(self) -> Float[Tensor, "batch model d_in"]:
+        """``estimate - target``."""
+        return self.estimate - self.target
 
     @property
     def recon(self) -> Float[Tensor, "batch model d_in"]:
@@ -273,7 +279,7 @@ class Crosscoder(nn.Module):
         return F.linear(y.flatten(1), self.W_enc_rows.flatten(1), self.b_enc)
 
     def _estimate(self, codes: Codes | DenseCodes) -> Float[Tensor, "batch model d_in"]:
-        return self.shard.sum(codes.decode(self.W_dec)) + self.b_dec
+        return self.shard.sum(codes.decode(self.W_dec)).add_(self.b_dec)
 
 
 def _checked(settings: dict[str, Any], of: str, known: tuple[str, ...]) -> dict[str, Any]:

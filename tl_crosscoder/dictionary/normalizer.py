@@ -83,7 +83,7 @@ class Normalizer(nn.Module):
 
     def normalise(self, x: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "batch model d_in"]:
         """Raw units to normalised units."""
-        return (x - self.mean) * self.scale[:, None]
+        return (x - self.mean).mul_(self.scale[:, None])
 
     def denormalise(self, y: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "batch model d_in"]:
         """Normalised units to raw units."""

@@ -49,6 +49,13 @@ class RowGrads:
         latents, order = latents.sort()
         self.rows.append(RowPart(latents, rows[order]))
 
+    def scale_(self, factor: float) -> None:
+        """Multiply the gradient, by multiplying what it is a sum of."""
+        for part in self.pairs:
+            part.weights.mul_(factor)
+        for part in self.rows:
+            part.rows.mul_(factor)
+
     def block(self, start: int, stop: int, like: Float[Tensor, "d_sae *rest"]) -> Float[Tensor, "latent n"]:
         """The gradient of latents ``start`` to ``stop``, a new tensor; ``like``: their weights."""
         total: Tensor | None = None

@@ -42,7 +42,8 @@ class ScreenedScores(ExactScores):
     def blocks(self, floor: Float[Tensor, "d_sae"]) -> Iterator[Block]:
         x, n, height = self._widened_x(), self.x.shape[1], self._height(floor)
         slices = list(self.slices(2))
-        widened = x.new_zeros(slices[0].stop, n + COLUMNS)
+        widened = x.new_empty(slices[0].stop, n + COLUMNS)
+        widened[:, n + 3 :] = 0
         products = x.new_empty(slices[0].stop, self.n_tokens)
         for block in slices:
             size, rows = block.stop - block.start, self.rows[block]

@@ -66,10 +66,9 @@ class Adam:
                 f"the gradient of step {step} is not finite; the weights are as before it. Lower lr?"
             )
         self.steps += 1
-        shrink = clip / (norm.item() + 1e-6)
+        if (shrink := clip / (norm.item() + 1e-6)) < 1:
+            self._scale_(held, apart, shrink)
         for name, rows, gradient in held or self._gradients(apart):
-            if shrink < 1:
-                gradient.mul_(shrink)
             torch.ops.aten._fused_adam_(
                 [self.parameters[name][rows]],
                 [gradient],
@@ -85,6 +84,16 @@ class Adam:
                 amsgrad=False,
                 maximize=False,
             )
+
+    def _scale_(
+        self, held: list[tuple[str, slice, Tensor]] | None, apart: dict[str, RowGrads], factor: float
+    ) -> None:
+        """Multiply the gradient: as it is held, or else what it is made of."""
+        made_of = [p.grad for p in self.parameters.values() if p.grad is not None]
+        for gradient in made_of if held is None else [gradient for _, _, gradient in held]:
+            gradient.mul_(factor)
+        for grads in apart.values():
+            grads.scale_(factor)
 
     def _norm(self, gradients: Iterable[tuple[str, slice, Tensor]]) -> Tensor:
         """The norm of the gradient of all latents."""

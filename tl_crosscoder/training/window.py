@@ -31,8 +31,7 @@ class Window:
         self.active += out.codes.n_active
         for name, value in losses.items():
             self.losses[name] = self.losses.get(name, 0) + value.detach()
-        error = out.target - out.estimate
-        new = [f(y) for y in (error, out.target) for f in (_sum, _sum_of_squares)]
+        new = [f(y) for y in (out.error, out.target) for f in (_sum, _sum_of_squares)]
         self.moments = [a + b for a, b in zip(self.moments, new, strict=True)] if self.moments else new
 
     def state_dict(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class AuxK:
         if k < n_dead:
             v = acts.detach() * crosscoder.selection_norms().detach()[dead]
             acts = acts.where(v >= shard.kth_of_rows(v, k), 0)
-        residual = (out.target - out.estimate).detach().flatten(1)
+        residual = -out.error.detach().flatten(1)
         rows = crosscoder.decoder_rows(dead).flatten(1)
         error = sum_of_squares(shard.sum(acts @ rows) - residual) / len(residual)
         if self.relative:

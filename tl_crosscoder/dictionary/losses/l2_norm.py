@@ -26,4 +26,4 @@ class L2Norm:
         self, x: Tensor, out: CrosscoderOutput, crosscoder: Crosscoder, progress: Progress
     ) -> Float[Tensor, ""]:
         del x, crosscoder, progress
-        return ((out.target - out.estimate).square().sum(-1) + EPS).sqrt().mean()
+        return (out.error.square().sum(-1) + EPS).sqrt().mean()

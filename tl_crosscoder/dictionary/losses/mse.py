@@ -21,4 +21,4 @@ class MSE:
         self, x: Tensor, out: CrosscoderOutput, crosscoder: Crosscoder, progress: Progress
     ) -> Float[Tensor, ""]:
         del x, crosscoder, progress
-        return sum_of_squares(out.estimate - out.target) / len(out.target)
+        return sum_of_squares(out.error) / len(out.target)
