@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 #: What takes into account that other ranks hold latents and read tokens.
 SPARSITIES = (BatchTopK, ReLU, JumpReLU, Split)
 LOSSES = (MSE, L2Norm, L1, AuxK, Delta, Matryoshka, TanhPenalty, PreAct)
+#: How long ranks wait for one that does not answer: longer than the first one takes to write a large checkpoint.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def joined(data: int = 1, device: torch.device | str = "cpu") -> Iterator[Shard]
     from torch.distributed.device_mesh import init_device_mesh
 
     here = _device(torch.device(device))
-    distributed.init_process_group("nccl" if here.type == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         mesh = init_device_mesh(here.type, (data, size // data), mesh_dim_names=("data", "latent"))
         groups = mesh.get_group("latent"), mesh.get_group("data"), distributed.group.WORLD
