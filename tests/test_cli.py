@@ -1,6 +1,7 @@
 """The command line as a user meets it: each test is a process of its own, or the same entry point in this one."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -90,6 +91,34 @@ def test_the_whole_job_leaves_what_was_promised_and_a_verdict(models, tmp_path, 
     assert metrics["behaviour"]["table"] and metrics["substitution"]["held-out text"]["table"]
     assert len(pd.read_parquet(run / "latents.parquet")) == 64
     assert str(models) not in (run / "metrics.json").read_text()
+
+
+def test_a_job_that_was_stopped_goes_on(models, tmp_path, monkeypatch, capsys):
+    stopped, original = [], tlc.MSE.__call__
+
+    def stop_once(loss, x, out, crosscoder, progress):
+        if progress.step == 7 and not stopped:
+            stopped.append(progress.step)
+            signal.raise_signal(signal.SIGINT)
+        return original(loss, x, out, crosscoder, progress)
+
+    monkeypatch.setattr(tlc.MSE, "__call__", stop_once)
+    options = ("--hook", "blocks.1.hook_resid_post", "--text", models / "text.txt", "--context", 32)
+    sizes = ("--d-sae", 32, "--k", 3, "--steps", 20, "--batch-size", 64, "--quiet")
+    command = ("diff", models / "base", models / "tuned", *options, *sizes, "--out", tmp_path / "run")
+    code, _, err = call(monkeypatch, capsys, *command)
+    assert (code, stopped) == (130, [7])
+    assert "the same command goes on from there" in err
+    assert not (tmp_path / "run" / "crosscoder").exists()
+    first = (tmp_path / "run" / "checkpoints" / "step-00000008" / "checkpoint.json").stat().st_mtime_ns
+    code, _, err = call(monkeypatch, capsys, *command)
+    assert code == 0, err
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+    last = json.loads((tmp_path / "run" / "train.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 20
+    assert (tmp_path / "run" / "checkpoints" / "step-00000020").is_dir()
+    kept = tmp_path / "run" / "checkpoints" / "step-00000008" / "checkpoint.json"
+    assert kept.stat().st_mtime_ns == first  # it was gone on with, not made again
 
 
 def test_the_steps_can_be_taken_one_by_one(models, tmp_path, monkeypatch, capsys):

@@ -5,6 +5,8 @@ import json
 import operator
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -75,12 +77,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON on
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C ends the command with a sentence and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = "stopped; what was captured or trained so far is kept: the same command goes on from there."
+        console.print(text, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
 @app.callback()
 def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
     """What did fine-tuning change inside a language model?"""
 
 
 @app.command("demo")
+@stoppable()
 def demo_command(
     pair: Annotated[str, typer.Option(help="tiny, smollm2-false-fact or smollm2-taboo.")] = "tiny",
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/demo, or runs/demo-PAIR.")] = None,
@@ -99,6 +113,7 @@ def demo_command(
 
 
 @app.command("diff")
+@stoppable()
 def diff_command(
     base: Base,
     tuned: Tuned = None,
@@ -138,6 +153,7 @@ def diff_command(
 
 
 @app.command("capture")
+@stoppable()
 def capture_command(
     base: Base,
     tuned: Tuned = None,
@@ -201,12 +217,14 @@ def train_command(
     from tl_crosscoder.training.sharding import joined, united
 
     seen, _ = PairedActivations.open(acts).split(1 - config.held_out, config.seed)
-    run = RunFolder(out.parent)
+    run, own = RunFolder(out.parent), out.name == RunFolder(out.parent).crosscoder.name
+    # crosscoders side by side in one folder each have their own
+    checkpoints = run.checkpoints if own else out.with_name(f"{out.name}-checkpoints")
     saving = {
-        "log_path": run.log,
-        "checkpoints": run.checkpoints,
+        "log_path": run.log if own else out.with_name(f"{out.name}.jsonl"),
+        "checkpoints": checkpoints,
         "checkpoint_every": checkpoint_every,
-        "resume": run.checkpoints if resume else None,
+        "resume": checkpoints if resume else None,
     }
     with joined(data_ranks, device) as shard:
         divided, history = learn(seen, config, device=device, progress=not quiet, shard=shard, **saving)
@@ -281,11 +299,6 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv[1:])
     try:
         app(args=arguments, prog_name="tl-crosscoder")
-    except KeyboardInterrupt:
-        console.print(
-            "stopped; what was captured or trained so far is saved, and a capture goes on from there."
-        )
-        sys.exit(130)
     except Exception as error:
         if debug:
             raise

@@ -208,3 +208,18 @@ def test_every_loss_passes_a_numerical_gradient_check(sparsity, loss):
 @pytest.mark.parametrize("loss", [MSE(), L2Norm(), L1(0.3, "joint", 0.1), AuxK(0.1, 5, 70, True)])
 def test_describe_and_build_are_inverses(loss):
     assert LOSSES.build(LOSSES.describe(loss)) == loss
+
+
+def test_relative_auxk_of_a_single_token_has_a_finite_gradient():
+    crosscoder = random_crosscoder(BatchTopK(2))
+    x = draw()[:1]
+    loss = AuxK(dead_after_tokens=1_000, relative=True)(x, crosscoder(x), crosscoder, progress(7, [1, 4]))
+    assert loss.item() == 0
+    loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in crosscoder.parameters())
+
+
+@pytest.mark.parametrize("k_aux", [0, -1])
+def test_no_dead_latents_to_choose_is_refused(k_aux):
+    with pytest.raises(ValueError, match=f"got {k_aux}"):
+        AuxK(k_aux=k_aux)

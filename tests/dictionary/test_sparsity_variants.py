@@ -385,3 +385,35 @@ def test_a_file_that_nests_sparsities_without_end_is_corrupt(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CorruptFile):
         load(folder)
+
+
+def steps_of(crosscoder, n=30):
+    for step in range(n):
+        crosscoder.sparsity.advance(step, n)
+        yield crosscoder(torch.randn(64, 2, 8, generator=torch.Generator().manual_seed(step)))
+
+
+@pytest.mark.parametrize("k", [(4, 28), (4, 27), (2, 20)])
+def test_each_part_of_a_split_sees_a_step_once_however_crowded(k):
+    """32 of 256 latents are just as many as pairs pay for."""
+    split = Split(128, BatchTopK(k[0], threshold_start=0.0), BatchTopK(k[1], threshold_start=0.0))
+    crosscoder, tracked = Crosscoder(8, 256, split), []
+    for part in (split.first, split.rest):
+        original = part._track
+        part._track = lambda value, part=part, original=original: (tracked.append(part), original(value))
+    assert len(list(steps_of(crosscoder))) == 30
+    assert (tracked.count(split.first), tracked.count(split.rest)) == (30, 30)
+
+
+@pytest.mark.parametrize(("k", "form"), [(30, Codes), (32, Codes), (33, DenseCodes)])
+def test_k_decides_whether_pairs_pay_and_not_the_guess(k, form):
+    crosscoder = Crosscoder(8, 256, BatchTopK(k))
+    assert {type(out.codes) for out in steps_of(crosscoder)} == {form}
+
+
+def test_a_guess_far_too_low_costs_a_second_look_and_changes_nothing():
+    made = [Crosscoder(8, 256, BatchTopK(8)) for _ in range(2)]
+    made[0].sparsity.guess = 1e-9
+    a, b = (next(steps_of(crosscoder)) for crosscoder in made)
+    assert isinstance(a.codes, Codes)
+    assert torch.equal(a.acts, b.acts)

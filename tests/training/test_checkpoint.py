@@ -116,12 +116,22 @@ def test_the_newest_and_the_best_stay(tmp_path):
     # No loss before the second half; the lowest is that of step 60.
     for step, loss in [(20, None), (40, None), (60, 0.3), (80, 0.5), (90, 0.4), (100, 0.45)]:
         write(checkpoint(step, loss), tmp_path)
-        prune(tmp_path, keep_last=2)
+        prune(tmp_path, keep_last=2, last=step)
     assert steps(tmp_path) == [60, 90, 100]
     assert best(tmp_path).step == 60
     write(checkpoint(110, 0.2), tmp_path)
-    prune(tmp_path, keep_last=1)
+    prune(tmp_path, keep_last=1, last=110)
     assert steps(tmp_path) == [110]
+
+
+def test_what_was_just_written_stays_and_later_checkpoints_that_were_passed_over_go(tmp_path):
+    """Step 30 was damaged, the training went on from 20 and was stopped at 25."""
+    write(checkpoint(20), tmp_path)
+    (write(checkpoint(30, 0.1), tmp_path) / "state.safetensors").write_bytes(b"")
+    write(checkpoint(25), tmp_path)
+    prune(tmp_path, keep_last=1, last=25)
+    assert steps(tmp_path) == [25]
+    assert newest(tmp_path)[0].step == 25
 
 
 def test_the_best_is_the_newest_while_none_has_a_loss(tmp_path):

@@ -112,3 +112,16 @@ def test_nothing_changes_where_the_loss_or_its_gradient_is_not_finite(where):
         adam.descend(bad, lr=1e-2, clip=1.0, step=8)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before[0].items())
     assert all(torch.equal(adam.state_dict()[name], tensor) for name, tensor in before[1].items())
+
+
+def test_a_users_gradient_hooks_see_the_gradient_and_may_change_it():
+    model, seen = crosscoder(), []
+    model.W_dec.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter.grad.abs().sum()))
+    model.W_enc_rows.register_hook(lambda gradient: gradient * 0)
+    before = model.W_enc_rows.detach().clone()
+    trained(model)
+    assert len(seen) == STEPS
+    assert min(seen) > 0
+    assert torch.equal(model.W_enc_rows, before)
+    plain, _ = trained(crosscoder())
+    assert not torch.equal(plain.W_enc_rows, before)

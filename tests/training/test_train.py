@@ -13,8 +13,9 @@ from tl_crosscoder.dictionary.codes import Codes
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import L1, MSE, AuxK
+from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, TopK
-from tl_crosscoder.errors import EmptyData, NonFiniteActs
+from tl_crosscoder.errors import EmptyData, NonFiniteActs, ShapeMismatch
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.data import Feed, geometric_median
 from tl_crosscoder.training.dead import FiringRecord
@@ -425,3 +426,32 @@ def test_a_missing_tracker_is_named_before_training(monkeypatch):
     with pytest.raises(ImportError, match="pip install wandb"):
         train(trained, batches(), config=config(wandb_project="p"))
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(64, PAIR.d_in, 2), (64, 1, PAIR.d_in)])
+def test_a_batch_of_another_shape_is_refused_before_b_dec_starts(shape):
+    trained = crosscoder()
+    with pytest.raises(ShapeMismatch, match="train wants"):
+        train(trained, [torch.ones(shape)], config=config())
+    assert not trained.b_dec.any()
+    assert not trained.training
+
+
+def test_an_empty_batch_is_named():
+    with pytest.raises(EmptyData, match="the batch of step 1 holds no token"):
+        train(crosscoder(), [batches()[0], torch.zeros(0, 2, PAIR.d_in)], config=config())
+
+
+def test_a_frozen_b_dec_stays_where_it_is():
+    trained = crosscoder()
+    trained.b_dec.requires_grad_(requires_grad=False)
+    train(trained, batches(), config=config())
+    assert not trained.b_dec.any()
+
+
+def test_weights_loaded_into_a_trained_crosscoder_are_held_to_its_partition():
+    tied = crosscoder(partition=Partition(shared=16))
+    train(tied, batches(), config=config())
+    tied.load_state_dict(crosscoder(init=Init(same=False)).state_dict())
+    with pytest.raises(ValueError, match="not in their partition"):
+        train(tied, batches(), config=config())

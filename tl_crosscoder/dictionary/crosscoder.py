@@ -122,7 +122,7 @@ class Crosscoder(nn.Module):
     def forward(self, x: Float[Tensor, "batch model d_in"]) -> CrosscoderOutput:
         if torch.is_grad_enabled() and not self.partition.free:
             self.partition.of(self.shard, self.d_sae).hold(self.W_enc_rows, self.W_dec, check=self.training)
-        y = self._normalised(x, "forward")
+        y = self.normalised(x, "forward")
         codes = self._codes(y)
         estimate = self._estimate(codes)
         if self.units is None:
@@ -131,18 +131,18 @@ class Crosscoder(nn.Module):
 
     def encode(self, x: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "batch d_sae"]:
         """The codes of raw activations, with zeros written out."""
-        return self._codes(self._normalised(x, "encode")).dense()
+        return self._codes(self.normalised(x, "encode")).dense()
 
     def encode_sparse(self, x: Float[Tensor, "batch model d_in"]) -> Codes:
         """The codes of raw activations, active pairs only."""
-        codes = self._codes(self._normalised(x, "encode"))
+        codes = self._codes(self.normalised(x, "encode"))
         return codes if isinstance(codes, Codes) else Codes.from_dense(codes.acts)
 
     def pre_acts(
         self, x: Float[Tensor, "batch model d_in"], latents: Int[Tensor, "latent"] | None = None
     ) -> Float[Tensor, "batch latent"]:
         """The pre-activations of all latents, or of some at their cost alone."""
-        y = self._normalised(x, "pre_acts")
+        y = self.normalised(x, "pre_acts")
         if latents is None:
             return self._pre_acts(y)
         y = self._encoder_input(y)
@@ -233,7 +233,8 @@ class Crosscoder(nn.Module):
             crosscoder.units = Normalizer.identity(crosscoder.n_models, crosscoder.d_in)
         return crosscoder
 
-    def _normalised(self, x: Tensor, where: str) -> Float[Tensor, "batch model d_in"]:
+    def normalised(self, x: Tensor, where: str = "normalised") -> Float[Tensor, "batch model d_in"]:
+        """Raw activations in the units that the encoder reads, once their shape and device are those of the weights."""
         if x.shape[1:] != (self.n_models, self.d_in):
             swapped = x.shape[1:] == (self.d_in, self.n_models)
             raise ShapeMismatch(
@@ -263,7 +264,9 @@ class Crosscoder(nn.Module):
         y = self._encoder_input(y)
         with torch.no_grad():
             kind = ScreenedScores if screens(y) else ExactScores
-            limit = int(MAX_DENSITY * len(self.W_dec) * len(y))
+            # a rank that left for the dense path would keep the others waiting
+            alone = self.shard.every.size == 1
+            limit = int(MAX_DENSITY * len(self.W_dec) * len(y)) if alone else None
             rows = self.W_enc_rows.flatten(1)
             found = self.sparsity.choose(kind(y.flatten(1), rows, self.b_enc, self.selection_norms(), limit))
             pairs, order = Pairs.of_latent_order(found.tokens, found.latents, len(y), len(self.W_dec))

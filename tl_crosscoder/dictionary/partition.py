@@ -130,6 +130,13 @@ class Partition:
                     )
                 _HELD[parameter].checked = True
 
+    @staticmethod
+    def check_again(*parameters: nn.Parameter) -> None:
+        """Look at these weights anew before they are trained: others may have been loaded into them."""
+        for parameter in parameters:
+            if parameter in _HELD:
+                _HELD[parameter].checked = False
+
     def _zero_other_model(self, rows: Tensor, d_sae: int, first: int) -> Tensor:
         parts = self.parts(d_sae)
         rows[_within(parts.base, first), TUNED:] = 0

@@ -18,6 +18,8 @@ from tl_crosscoder.dictionary.sparse_ops import flat_nonzero
 
 #: Bytes of pre-activations computed at once: they stay in a processor's cache.
 BLOCK_BYTES = 1 << 22
+#: The same on a GPU: few large products.
+GPU_BLOCK_BYTES = 1 << 29
 
 
 class Crowded(Exception):
@@ -68,8 +70,12 @@ class Scores(ABC):
     def part(self, latents: slice) -> "Scores":
         """The scores of neighbouring latents alone, counted from 0; nothing is computed yet."""
 
-    def above(self, bar: float | Float[Tensor, "d_sae"] = 0.0) -> Found:
-        """Every pair whose score is above ``bar`` >= 0, and no other.  Raises Crowded where there are more than ``limit``."""
+    def above(self, bar: float | Float[Tensor, "d_sae"] = 0.0, limit: int | None = None) -> Found:
+        """Every pair whose score is above ``bar`` >= 0, and no other.
+
+        Raises Crowded where there are more than ``limit``, by default the one of these scores.
+        """
+        limit = self.limit if limit is None else limit
         parts, listed = [], 0
         # a little below, so that rounding in the division loses no pair; 0/0 is NaN and lets none pass
         for block in self.blocks(bar / self.norms * (1 - 1e-5)):
@@ -77,7 +83,7 @@ class Scores(ABC):
             keep = flat_nonzero(scores > (bar[block.latents] if isinstance(bar, Tensor) else bar))
             parts.append(Found(*block, scores)[keep])
             listed += len(parts[-1])
-            if self.limit is not None and listed > self.limit:
+            if limit is not None and listed > limit:
                 raise Crowded
         columns = ([getattr(part, name) for part in parts] for name in Found.__dataclass_fields__)
         return Found(*(torch.cat(column) for column in columns))
@@ -160,6 +166,7 @@ class ExactScores(Scores):
 
     def slices(self, element_size: int) -> Iterator[slice]:
         """Neighbouring latents whose pre-activations fill a block."""
-        size = max(64, BLOCK_BYTES // (element_size * max(1, self.n_tokens)))
+        room = BLOCK_BYTES if self.norms.device.type == "cpu" else GPU_BLOCK_BYTES
+        size = max(64, room // (element_size * max(1, self.n_tokens)))
         for start in range(0, self.d_sae, size):
             yield slice(start, min(start + size, self.d_sae))

@@ -8,9 +8,12 @@ each pair by Cauchy and Schwarz:
 to which γ ‖x‖ ‖w‖ is added for the float32 sums.  The bound is a product of a number of the token and a number of the latent: it
 rides along as one more column of the product itself, as do the bias and the floor.  A pair is looked at again, in full precision,
 wherever ⟨x̂, ŵ⟩ + bias − floor + bound > 0; a pair above its floor cannot be missed, so no answer needs to be checked afterwards.
+(Where bias − floor is so large that its own rounding would matter, it exceeds ‖x‖ ‖w‖ and decides the sign alone.)  It holds for
+norms between 1e-18 and 1e18, whose squares float32 can hold.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +39,20 @@ def screens(x: Tensor) -> bool:
     return x.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
+@contextmanager
+def float32_sums() -> Iterator[None]:
+    """The sums of a bfloat16 product are float32 throughout, on a GPU too: the bound rests on it."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_bf16_reduced_precision_reduction = (
+        matmul.allow_bf16_reduced_precision_reduction,
+        False,
+    )
+    try:
+        yield
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
+
+
 class ScreenedScores(ExactScores):
     """The same answers as :class:`ExactScores`; float32 only."""
 
@@ -52,7 +69,9 @@ class ScreenedScores(ExactScores):
             low[:, n] = height[block]
             low[:, n + 1] = height[block] - low[:, n]
             low[:, n + 2] = rows.norm(dim=1) * SLACK
-            flat = flat_positive(torch.mm(low, x.T, out=products[:size]))
+            with float32_sums():
+                torch.mm(low, x.T, out=products[:size])
+            flat = flat_positive(products[:size])
             latents = flat // self.n_tokens
             tokens = flat - latents * self.n_tokens
             yield Block(tokens, latents + block.start, self._verified(block, tokens, latents))

@@ -112,11 +112,9 @@ class Shard:
         axis = self.every if axis is None else axis
         return n if axis.size == 1 else int(axis.add_(torch.tensor([n])))
 
-    def above(self, scores: Scores, bar: float) -> tuple[Found, int]:
+    def above(self, scores: Scores, bar: float, limit: int | None = None) -> tuple[Found, int]:
         """The pairs here whose score is above ``bar``, and the number of such pairs on all ranks."""
-        if self.every.size > 1:
-            scores.limit = None  # a rank that left for the dense path would keep the others waiting
-        found = scores.above(bar)
+        found = scores.above(bar, limit)
         return found, self.total(len(found))
 
     def places(self, found: Found, scores: Scores) -> Int[Tensor, "nnz"]:

@@ -31,6 +31,7 @@ from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.studies.behaviour import BehaviourResult, behaviour_removal, tuned_answers
 from tl_crosscoder.studies.substitution import SubstitutionResult, substitution
+from tl_crosscoder.training.checkpoint import unfinished
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.recipes import recipe
@@ -54,7 +55,7 @@ def diff(
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> DiffReport:
-    """The whole job into the folder ``out``; a finished capture there is used again.
+    """The whole job into the folder ``out``; a finished capture there is used again, and an unfinished training gone on with.
 
     ``prompts``: questions that both models answer, each answer read by both (the contrastive part).
     ``behaviours``: what held-out prompts should show, if it is known; without them only the substitution study
@@ -79,10 +80,18 @@ def diff(
 
     seen, held_out = store.split(1 - config.held_out, config.seed)
     say(f"training on {len(seen):,} tokens, {len(held_out):,} held out")
-    crosscoder, history = learn(seen, config, device=pair.base.device, log_path=folder.log, progress=progress)
-    save(crosscoder, folder.crosscoder, extra={"pair": pair.description(), "config": asdict(config)})
+    crosscoder, history = learn(
+        seen,
+        config,
+        device=pair.base.device,
+        log_path=folder.log,
+        progress=progress,
+        checkpoints=folder.checkpoints,
+        resume=folder.checkpoints if unfinished(folder.checkpoints) else None,
+    )
     if history.interrupted:
         raise KeyboardInterrupt
+    save(crosscoder, folder.crosscoder, extra={"pair": pair.description(), "config": asdict(config)})
     clock.lap("train")
 
     say("one row a latent")

@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,23 +137,35 @@ def newest(directory: Path, shard: Shard = WHOLE) -> tuple[Checkpoint, list[str]
 
 
 def best(directory: str | Path) -> Checkpoint:
-    """The checkpoint of the second half of training with the lowest loss in its last row of the log; else the newest."""
-    folder = _best(Path(directory))
+    """The checkpoint of the second half of training with the lowest loss in its last row of the log; else the newest.
+
+    The loss is what training minimises: a penalty that still rises then counts against later checkpoints.
+    """
+    folder = _best(_folders(Path(directory)))
     return read(folder) if folder else newest(Path(directory))[0]
 
 
-def prune(directory: Path, keep_last: int) -> None:
-    """Remove all but the ``keep_last`` newest checkpoints and the best one."""
-    folders = _folders(directory)
-    kept = {*folders[-keep_last:], _best(directory)}
-    for folder in folders:
+def prune(directory: Path, keep_last: int, last: int) -> None:
+    """Remove all but the ``keep_last`` newest checkpoints up to step ``last``, just written, and the best of them.
+
+    One of a later step was damaged, or training would have gone on from it.
+    """
+    folders = [folder for folder in _folders(directory) if _step(folder) <= last]
+    kept = {*folders[-keep_last:], _best(folders)}
+    for folder in _folders(directory):
         if folder not in kept:
             _remove(folder)
 
 
-def _best(directory: Path) -> Path | None:
+def unfinished(directory: Path) -> bool:
+    """A training that has steps left has checkpoints there."""
+    folders = _folders(directory)
+    return bool(folders) and not _finished(folders[-1])
+
+
+def _best(folders: Sequence[Path]) -> Path | None:
     losses = {}
-    for folder in _folders(directory):
+    for folder in folders:
         try:
             losses[folder] = _about(folder)["loss"]
         except (CorruptFile, FileNotFoundError):
@@ -164,7 +177,11 @@ def _best(directory: Path) -> Path | None:
 def _folders(directory: Path) -> list[Path]:
     """Oldest first."""
     found = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _finished(folder: Path) -> bool:

@@ -119,7 +119,9 @@ def refuse_store(batches: Iterable[Tensor]) -> None:
 
 
 def check_finite(x: Float[Tensor, "batch model d_in"], step: int) -> None:
-    """Raise NonFiniteActs where a value is NaN or Inf."""
+    """Raise NonFiniteActs where a value is NaN or Inf, EmptyData where there is none."""
+    if not len(x):
+        raise EmptyData(f"the batch of step {step} holds no token; leave empty batches out")
     if x.sum().isfinite() or x.isfinite().all():
         return
     row, model = (~x.isfinite().all(-1)).nonzero()[0].tolist()

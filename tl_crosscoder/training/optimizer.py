@@ -20,7 +20,8 @@ class Adam:
     """Adam (Kingma and Ba 2015) with betas .9 and .999, the norm of the whole gradient cut to ``clip``.
 
     The gradient of the large weights is never held: each row's is made twice, for the norm and for the step, which costs no more
-    than writing it and reading it back, and saves memory of the weights' size.
+    than writing it and reading it back, and saves memory of the weights' size.  Weights with gradient hooks of a user's are the
+    exception: their gradients are written out, for the hooks to see.
     """
 
     def __init__(self, crosscoder: Crosscoder):
@@ -52,9 +53,10 @@ class Adam:
             )
         for parameter in self.parameters.values():
             parameter.grad = None
-        with kept_apart([self.parameters[name] for name in self._rows]) as apart:
+        rows = {name: self.parameters[name] for name in self._rows if not _hooked(self.parameters[name])}
+        with kept_apart(list(rows.values())) as apart:
             total.backward()
-        self._step(dict(zip(self._rows, apart, strict=True)), lr, clip, step)
+        self._step(dict(zip(rows, apart, strict=True)), lr, clip, step)
 
     @torch.no_grad()
     def _step(self, apart: dict[str, RowGrads], lr: float, clip: float, step: int) -> None:
@@ -97,7 +99,8 @@ class Adam:
 
     def _norm(self, gradients: Iterable[tuple[str, slice, Tensor]]) -> Tensor:
         """The norm of the gradient of all latents."""
-        squares = self.parameters["b_dec"].new_zeros(2)
+        like = self.parameters["b_dec"]
+        squares = like.new_zeros(2, dtype=torch.promote_types(like.dtype, torch.float32))
         for name, _, gradient in gradients:
             squares[int(by_latent(name))] += gradient.flatten().dot(gradient.flatten())
         common, here = squares
@@ -117,6 +120,12 @@ class Adam:
                 if (project := projection(parameter)) is not None:
                     project(gradient, first=rows.start)
                 yield name, rows, self.shard.mean(gradient)
+
+
+def _hooked(parameter: nn.Parameter) -> bool:
+    """It has gradient hooks beside its partition's."""
+    after = parameter._post_accumulate_grad_hooks or ()
+    return bool(parameter._backward_hooks) or len(after) > (projection(parameter) is not None)
 
 
 def blocks(parameter: nn.Parameter) -> Iterator[slice]:

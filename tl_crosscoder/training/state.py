@@ -129,7 +129,7 @@ class Keeper:
         about = {"training": self._training(), "state": tree, "machine": self._machine()}
         here = Checkpoint(step=state.feed.step, steps=steps, rows=history.rows, loss=loss, **about)
         write(here, directory)
-        prune(directory, self.config.keep_last)
+        prune(directory, self.config.keep_last, here.step)
 
     def farewell(self) -> str:
         """What a signal did, and how to go on."""

@@ -1,7 +1,7 @@
 """The training loop."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -41,9 +41,10 @@ def train(
     ``resume``: such a folder; the newest whole checkpoint there is gone on from, with the same bytes at the end as if nothing had
     happened, and the next ones go there too.  The same crosscoder, batches, losses and settings must be passed as at the start.
 
-    Raises TypeError for a store that is not shuffled and for checkpoints of batches that can be read only once, EmptyData where the
-    batches end early, NonFiniteActs for NaN or Inf activations, FloatingPointError for a loss or gradient that is not finite; each
-    before the weights change.  NotSaved where a checkpoint cannot be written; the one before it is whole.
+    Raises TypeError for a store that is not shuffled and for checkpoints of batches that can be read only once, before any work;
+    EmptyData where the batches end early, NonFiniteActs for NaN or Inf activations, FloatingPointError for a loss or gradient that
+    is not finite: the weights are then those of the step before.  NotSaved where a checkpoint cannot be written; the one before it
+    is whole.
     """
     config = TrainConfig() if config is None else config
     losses = [MSE(), AuxK()] if losses is None else list(losses)
@@ -56,9 +57,9 @@ def train(
     state = TrainingState(crosscoder, optimizer, feed, firing, History(notes=feed.notes()), Window(shard))
     keeper, history = Keeper(state, losses, config, checkpoints, resume), state.history
     keeper.start()
-    crosscoder.train()
+    crosscoder.partition.check_again(crosscoder.W_enc_rows, crosscoder.W_dec)
     logging = sinks(config, history) if shard.is_first else nullcontext([])
-    with logging as logs, graceful_interrupt() as interrupt:
+    with logging as logs, graceful_interrupt() as interrupt, training(crosscoder):
         for step, batch in enumerate(feed, feed.step):
             x = shard.read(batch).to(device, non_blocking=True)
             if step == 0:
@@ -84,8 +85,17 @@ def train(
                 for log in logs:
                     log.note(history.notes[-1])
                 break
-    crosscoder.eval()
     return history
+
+
+@contextmanager
+def training(crosscoder: Crosscoder) -> Iterator[None]:
+    """In ``train()`` within the block, in ``eval()`` after it, whatever happened."""
+    crosscoder.train()
+    try:
+        yield
+    finally:
+        crosscoder.eval()
 
 
 def log_row(state: TrainingState, losses: Sequence[Loss], config: TrainConfig, logs: Sequence[Sink]) -> None:
@@ -105,9 +115,9 @@ def log_row(state: TrainingState, losses: Sequence[Loss], config: TrainConfig, l
 @torch.no_grad()
 def start_bias(crosscoder: Crosscoder, x: Tensor, config: TrainConfig) -> None:
     """Put an untrained ``b_dec`` where the first batch is."""
-    if config.b_dec_init == "geometric_median" and not crosscoder.b_dec.any():
-        y = crosscoder.normalizer.normalise(x.to(crosscoder.b_dec.dtype))
-        crosscoder.b_dec.copy_(geometric_median(y))
+    wanted = config.b_dec_init == "geometric_median" and crosscoder.b_dec.requires_grad
+    if wanted and not crosscoder.b_dec.any():
+        crosscoder.b_dec.copy_(geometric_median(crosscoder.normalised(x, "train")))
 
 
 def _check_names(losses: Sequence[Loss]) -> None:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,6 +29,12 @@ class AuxK:
 
     name = "auxk"
 
+    def __post_init__(self):
+        if self.k_aux is not None and self.k_aux < 1:
+            raise ValueError(
+                f"k_aux is a number of latents, 1 or more, or None for d_in // 2; got {self.k_aux}"
+            )
+
     def __call__(
         self, x: Tensor, out: CrosscoderOutput, crosscoder: Crosscoder, progress: Progress
     ) -> Float[Tensor, ""]:
@@ -37,7 +42,8 @@ class AuxK:
         shard = crosscoder.shard
         if not (n_dead := shard.total(len(dead), shard.latents)):
             return out.estimate.new_zeros(())
-        k = min(self.k_aux or crosscoder.d_in // 2, n_dead)
+        k_aux = max(1, crosscoder.d_in // 2) if self.k_aux is None else self.k_aux
+        k = min(k_aux, n_dead)
         acts = crosscoder.pre_acts(x, dead).relu()
         if k < n_dead:
             v = acts.detach() * crosscoder.selection_norms().detach()[dead]
@@ -47,5 +53,5 @@ class AuxK:
         error = sum_of_squares(shard.sum(acts @ rows) - residual) / len(residual)
         if self.relative:
             variance = shard.mean((residual - shard.mean(residual.mean(0))).square().sum() / len(residual))
-            error = torch.nan_to_num(error / variance, posinf=0.0)
+            error = error / variance if variance > 0 else error * 0
         return self.weight * error

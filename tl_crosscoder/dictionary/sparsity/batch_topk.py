@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tl_crosscoder.dictionary.scores import Found, Scores
+from tl_crosscoder.dictionary.scores import Crowded, Found, Scores
 from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity, check_k
 
 #: Tokens looked at to guess where the smallest kept score lies.
@@ -71,7 +71,10 @@ class BatchTopK(Sparsity):
                     f"{self.threshold_start:.0%} of the steps) or set sparsity.threshold"
                 )
             return scores.above(self.threshold.item())
-        kept, smallest = self._largest(scores, self._count(self.shard.tokens.size * scores.n_tokens))
+        count = self._count(self.shard.tokens.size * scores.n_tokens)
+        if scores.limit is not None and count > scores.limit:
+            raise Crowded
+        kept, smallest = self._largest(scores, count)
         if self.tracking and smallest is not None:
             self._track(smallest)
         return kept
@@ -111,10 +114,15 @@ class BatchTopK(Sparsity):
     def _at_least(self, scores: Scores, count: int) -> tuple[Found, int]:
         """All pairs above some bar, and their number: ``count`` or more, or all with a positive score where there are fewer."""
         bar, wanted = self.guess, 1.3
+        limit = None if scores.limit is None else 4 * max(count, scores.limit)
         while True:
             if bar is None:
                 bar, wanted = self._sampled_bar(scores, wanted * count), 2 * wanted
-            found, n = self.shard.above(scores, bar)
+            try:
+                found, n = self.shard.above(scores, bar, limit)
+            except Crowded:  # the scores have risen far above the guess
+                bar, limit = None, scores.n_tokens * scores.d_sae
+                continue
             if n >= count or bar == 0:
                 self.spare = max(1.1, 0.99 * self.spare)
                 return found, n

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.dictionary.prefix import first_latents
-from tl_crosscoder.dictionary.scores import Found, Scores
+from tl_crosscoder.dictionary.scores import Crowded, Found, Scores
 from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity
 
 
@@ -48,8 +48,17 @@ class Split(Sparsity):
 
     def choose(self, scores: Scores) -> Found:
         n = self._cut(scores.d_sae)
-        a = self.first.choose(scores.part(slice(0, n)))
-        b = self.rest.choose(scores.part(slice(n, scores.d_sae)))
+        if (
+            scores.limit is not None
+            and self.k_now is not None
+            and self.k_now * scores.n_tokens > scores.limit
+        ):
+            raise Crowded
+        parts = {self.first: slice(0, n), self.rest: slice(n, scores.d_sae)}
+        # one that is asked for no number may yet find a crowd: it goes first, before another has changed its threshold
+        order = sorted(parts, key=lambda part: part.k_now is not None)
+        found = {part: part.choose(scores.part(parts[part])) for part in order}
+        a, b = found[self.first], found[self.rest]
         return Found(
             torch.cat([a.tokens, b.tokens]),
             torch.cat([a.latents, b.latents + n]),

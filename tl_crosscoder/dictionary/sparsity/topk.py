@@ -16,6 +16,8 @@ class TopK(Sparsity):
         self.k = self.k_now = k
 
     def check(self, d_sae: int) -> None:
+        if not isinstance(self.k, int):
+            raise ValueError(f"TopK keeps a whole number of latents on each token, got k={self.k}")
         check_k(self.k, d_sae)
 
     def choose(self, scores: Scores) -> Found:
