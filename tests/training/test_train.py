@@ -254,11 +254,19 @@ def test_ctrl_c_finishes_the_step_and_returns_what_there_is():
     assert all(torch.equal(value, same.state_dict()[name]) for name, value in trained.state_dict().items())
 
 
+@pytest.fixture
+def foreground():
+    """Ctrl-C raises KeyboardInterrupt, as in a terminal; a job in the background is born deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("foreground")
 def test_a_second_ctrl_c_interrupts_at_once():
-    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(crosscoder(), Interrupting(at=2, times=2), config=config())
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_tokens_since_firing_are_counted_by_hand():
