@@ -25,8 +25,8 @@ from tl_crosscoder.training.train import train
 
 #: A concept is found where one latent's activation correlates with its strength at least so much.
 FOUND = 0.85
-#: How far the number of active latents may be from what is asked for.
-TOLERANCE = 0.05
+#: How far the number of active latents may be from what is asked for, on the tokens that the search looks at.
+TOLERANCE = 0.04
 MAX_TRAININGS = 8
 #: Tokens of a pair that a training sees at most; a longer one sees them again.
 POOL = 500_000

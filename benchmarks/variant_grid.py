@@ -187,9 +187,10 @@ RARE = (
     }
     | {f"Delta {w:g}, same on 80 %": delta(w, 0.8, REST) for w in (0.005, 0.05, 0.5)}
     | {f"BatchTopK, apart, d_sae {d_sae}": batch_topk(d_sae=d_sae) for d_sae in (136, 400)}
-    | {f"BatchTopK, apart, k {k:g}": batch_topk(l0=k) for k in (6.0,)}
+    | {"BatchTopK, apart, k 6": batch_topk(l0=6.0)}
     | {"Delta 1, same on 80 %, d_sae 400": delta(1.0, 0.8, REST, d_sae=400)}
-    | {f"Delta 1, same on 80 %, {k:g} not shared": delta(1.0, 0.8, k / 4.3) for k in (0.9,)}
+    | {f"Delta {w:g}, same on 80 %, .9 not shared": delta(w, 0.8, 0.9 / 4.3) for w in (0.0, 1.0)}
+    | {f"Delta {w:g}, same on 20 %, 1.4 not shared": delta(w, 0.2, 1.4 / 4.3) for w in (0.005, 1.0)}
     | {
         "ReLU, L1 sum, apart": l1(0.8),
         "JumpReLU, apart": jumprelu(0.015),

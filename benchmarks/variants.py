@@ -1,11 +1,11 @@
 """Every variant at equal L0: what it finds of a planted difference, and what it takes for a difference.
 
-    python benchmarks/variants.py planted wide rare tiny [--seeds 5] [--out runs/variants.jsonl] [--only TEXT] [--markdown]
+    python benchmarks/variants.py planted wide rare tiny [--seeds 5] [--out runs/variants.jsonl] [--only TEXT]
 
 ``planted`` and ``wide``: a synthetic pair of 116 concepts; ``rare``: 120 shared concepts and six rare tuned-only ones;
 ``planted-long`` and ``rare-long``: some of their variants, trained three times as long; ``tiny``: the tiny language-model pair,
 captured once beside the results.  Each cell is appended to ``--out`` as it is done and is not done again; a cell of other settings
-is.  ``--seeds 0`` prints what there is.
+is.  ``--seeds 0`` prints what there is, ``--against NAME`` the differences to a variant, ``--markdown`` a table for docs/.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from tiny_variants import RANKINGS, TINY, TRAINING, tiny_cell
 from variant_cells import cell
 from variant_grid import STUDIES
 
-RECALL = {"norm": "Δnorm > .9", "gated": "and both ν", "nu": "both ν alone"}
+GATES = {"norm": "Δnorm", "gated": "Δnorm and ν", "nu": "ν alone"}
 CALLS = {
-    f"{key}_{what}": f"{what}, {name}" for key, name in RECALL.items() for what in ("precision", "recall")
+    f"{gate}_{what}": f"{what}, {name}" for gate, name in GATES.items() for what in ("precision", "recall")
 }
 HEAD = {"weight": "weight", "l0": "L0", "fve": "FVE", "fve_difference": "FVE of difference", "dead": "dead"}
 PLANTED_COLUMNS = HEAD | CALLS | {"found": "found", "mcc": "MCC", "mirror_pairs": "mirror pairs"}
@@ -112,22 +112,40 @@ def mean_and_interval(values: pd.Series) -> str:
 
 
 def number(x: float) -> str:
-    return f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}".replace("0.", ".", 1) if abs(x) < 1 else f"{x:.2f}"
+    """Two decimals, fewer where that is plenty, and no leading 0."""
+    text = f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
+    return text.replace("0.", ".", 1).removeprefix("-" if not float(text) else "") if abs(x) < 1 else text
 
 
-def table(rows: list[dict[str, Any]], study: str) -> pd.DataFrame:
-    """One row a variant: mean and interval of each figure."""
+def table(rows: list[dict[str, Any]], study: str, against: str | None = None) -> pd.DataFrame:
+    """One row a variant: mean and interval of each figure, or of its difference to the variant ``against`` with the same seed."""
     frame = pd.DataFrame([row for row in rows if row["study"] == study])
     order = list(TINY if study == "tiny" else STUDIES[study].variants)
     if frame.empty:
         return frame
     columns = {name: title for name, title in COLUMNS[study].items() if name in frame}
+    if against is not None:
+        frame = differences(frame, list(columns), against)
     groups: Any = frame.groupby("variant")
     result = pd.DataFrame(
         {title: groups[name].agg(mean_and_interval) for name, title in columns.items()}
     ).reindex([name for name in order if name in groups.groups])
     result.insert(0, "seeds", groups.size())
+    if "weight" in result:
+        result["weight"] = (
+            groups["weight"].median().map(lambda weight: "-" if pd.isna(weight) else f"{weight:.2g}")
+        )
     return result
+
+
+def differences(frame: pd.DataFrame, columns: list[str], against: str) -> pd.DataFrame:
+    """The rows less the reference's row of the same seed; seeds without one are left out."""
+    reference = frame.loc[frame["variant"] == against].set_index("seed")[columns].astype(float)
+    if reference.empty:
+        raise SystemExit(f"no finished cell of a variant named {against!r}")
+    paired = frame.loc[frame["seed"].isin(list(reference.index)) & (frame["variant"] != against)].copy()
+    paired[columns] = paired[columns].astype(float) - reference.loc[paired["seed"]].to_numpy()
+    return paired
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -144,6 +162,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/variants.jsonl"))
     parser.add_argument("--only", default="", help="variants whose name has this in it")
+    parser.add_argument("--against", help="show differences to this variant, seed by seed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
@@ -151,7 +170,7 @@ def main() -> None:
     run(options.studies, options.seeds, options.out, options.only)
     rows = finished(options.out)
     for study in options.studies:
-        frame = table(rows, study)
+        frame = table(rows, study, options.against)
         seconds = sum(row["seconds"] for row in rows if row["study"] == study)
         trainings = sum(row.get("trainings", 1) for row in rows if row["study"] == study)
         print(f"\n{study}: {trainings} trainings, {seconds / 60:.0f} minutes of processor time\n")

@@ -163,6 +163,18 @@ def test_means_come_with_half_the_t_interval():
     assert variants.mean_and_interval(pd.Series([None, nan])) == "-"
 
 
+def test_differences_are_taken_seed_by_seed():
+    """2 - 1 and 5 - 2: 2 ± 12.706 · √2 / √2, the t of one degree of freedom; a seed that the reference lacks is left out."""
+    rows = [
+        {"study": "planted", "variant": name, "seed": seed, "l0": value}
+        for name, values in {"TopK": (1, 2), "BatchTopK": (2, 5, 9)}.items()
+        for seed, value in enumerate(values)
+    ]
+    assert variants.table(rows, "planted", "TopK").to_dict("index") == {
+        "BatchTopK": {"seeds": 2, "L0": "2.00 ± 12.7"}
+    }
+
+
 def test_every_study_builds_every_variant_with_a_seed_of_its_own():
     for study in variants.STUDIES.values():
         for name, variant in study.variants.items():
