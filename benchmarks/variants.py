@@ -101,10 +101,15 @@ def run(studies: Iterable[str], seeds: int, out: Path, only: str = "") -> None:
 
 
 def mean_and_interval(values: pd.Series) -> str:
-    """The mean and half the 95 % interval by Student's t over seeds; a seed where it is undefined is left out, and said."""
+    """The mean and half the 95 % interval by Student's t over seeds; of two seeds both values.
+
+    A seed where it is undefined is left out, and said.
+    """
     known = values.astype(float).dropna()
     if known.empty:
         return "-"
+    if len(values) == 2 and len(known) == 2:
+        return " / ".join(map(number, known))
     text = number(known.mean())
     if len(known) > 1 and float(np.ptp(known)) > 0:
         text += f" ± {number(stats.t.ppf(0.975, len(known) - 1) * known.std() / len(known) ** 0.5)}"

@@ -158,20 +158,21 @@ def test_means_come_with_half_the_t_interval():
     """Of 1, 2, 3: s = 1, t(.975; 2) = 4.303, 4.303 / √3 = 2.48.  An undefined one is left out, and said."""
     nan = float("nan")
     assert variants.mean_and_interval(pd.Series([1, 2, 3])) == "2.00 ± 2.48"
-    assert variants.mean_and_interval(pd.Series([0.5, 0.5])) == ".50"
+    assert variants.mean_and_interval(pd.Series([0.5, 0.5, 0.5])) == ".50"
+    assert variants.mean_and_interval(pd.Series([0.5, 0.001])) == ".50 / .00"
     assert variants.mean_and_interval(pd.Series([1, nan, 1])) == "1.00 (2 of 3)"
     assert variants.mean_and_interval(pd.Series([None, nan])) == "-"
 
 
 def test_differences_are_taken_seed_by_seed():
-    """2 - 1 and 5 - 2: 2 ± 12.706 · √2 / √2, the t of one degree of freedom; a seed that the reference lacks is left out."""
+    """2 - 1 and 5 - 2; the third seed, which the reference lacks, is left out."""
     rows = [
         {"study": "planted", "variant": name, "seed": seed, "l0": value}
         for name, values in {"TopK": (1, 2), "BatchTopK": (2, 5, 9)}.items()
         for seed, value in enumerate(values)
     ]
     assert variants.table(rows, "planted", "TopK").to_dict("index") == {
-        "BatchTopK": {"seeds": 2, "L0": "2.00 ± 12.7"}
+        "BatchTopK": {"seeds": 2, "L0": "1.00 / 3.00"}
     }
 
 
