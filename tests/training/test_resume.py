@@ -429,8 +429,8 @@ def test_the_command_line_goes_on_and_refuses_another_training(tmp_path, monkeyp
 
 
 def test_a_full_disk_has_an_exit_code_of_its_own():
-    assert cli._exit_code(NotSaved("full")) == 5
-    assert cli._exit_code(CrosscoderError("other")) == 3
+    assert cli.app.exit_code(NotSaved("full")) == 5
+    assert cli.app.exit_code(CrosscoderError("other")) == 3
 
 
 @pytest.fixture(scope="module")

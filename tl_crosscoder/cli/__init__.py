@@ -1,0 +1,9 @@
+"""The command line, one file a verb or a few; torch is imported only when a verb runs.
+
+A new verb: a file that decorates its function with ``@app.command``, and its line here.
+"""
+
+from tl_crosscoder.cli import jobs, steps  # noqa: F401
+from tl_crosscoder.cli.app import main
+
+__all__ = ["main"]

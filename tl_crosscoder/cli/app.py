@@ -1,0 +1,69 @@
+"""The command itself: its name, what it does with errors, how it stops."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="What did fine-tuning change inside a language model?",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console(stderr=True)
+
+# exit codes: wrong usage; models or data that do not fit together; no room on the disk
+USAGE, MISMATCH, DISK = 2, 3, 5
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C ends the command with a sentence and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = "stopped; what was captured or trained so far is kept: the same command goes on from there."
+        console.print(text, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """What did fine-tuning change inside a language model?"""
+
+
+def main() -> None:
+    """Entry point: errors say what, where and what to do; a traceback only with ``--debug``."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv[1:])
+    try:
+        app(args=arguments, prog_name="tl-crosscoder")
+    except Exception as error:
+        if debug:
+            raise
+        text = f"{type(error).__name__}: {_message(error)}"
+        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(exit_code(error))
+
+
+def _message(error: Exception) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
+def exit_code(error: Exception) -> int:
+    from tl_crosscoder.errors import CrosscoderError, NotSaved
+
+    if isinstance(error, NotSaved):
+        return DISK
+    if isinstance(error, CrosscoderError):
+        return MISMATCH
+    return (
+        USAGE
+        if isinstance(error, ValueError | KeyError | FileNotFoundError | FileExistsError | ImportError)
+        else 1
+    )

@@ -1,0 +1,64 @@
+"""What a verb's arguments name, opened: settings, models, text, prompts."""
+
+import functools
+import json
+import operator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tl_crosscoder.data.planted import Behaviour
+    from tl_crosscoder.diffing.config import DiffConfig
+    from tl_crosscoder.models.corpus import Corpus
+    from tl_crosscoder.models.pair import ModelPair
+
+
+def diff_config(**settings: Any) -> "DiffConfig":
+    from tl_crosscoder.diffing.config import DiffConfig
+
+    return DiffConfig(**settings)
+
+
+def load_pair(
+    base: str, tuned: str | None, adapter: str | None, hook: str, device: str, dtype: str
+) -> "ModelPair":
+    if (tuned is None) == (adapter is None):
+        raise ValueError(
+            f"give a fine-tuned model or --adapter, one of the two; got {tuned!r} and {adapter!r}."
+        )
+    from tl_crosscoder.models.pair import ModelPair
+
+    return ModelPair.load(base, tuned, adapter=adapter, hook=hook, device=device, dtype=dtype)
+
+
+def read_corpus(pair: "ModelPair", text: list[str], context: int, limit: int | None) -> "Corpus":
+    from tl_crosscoder.models.corpus import load_text_source
+
+    each = -(-limit // len(text)) if limit else None  # the same share of every source
+    parts = [load_text_source(source, pair.tokenizer, context=context, max_tokens=each) for source in text]
+    return functools.reduce(operator.add, parts)
+
+
+def read_lines(path: Path | None) -> list[str] | None:
+    return (
+        [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if path
+        else None
+    )
+
+
+def read_behaviours(path: Path | None) -> list["Behaviour"]:
+    from tl_crosscoder.data.planted import Behaviour
+
+    if path is None:
+        return []
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    wanted = "a list of objects with name, keywords and heldout"
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} wants {wanted}.")
+    try:
+        return [
+            Behaviour(r.pop("name"), tuple(r.pop("keywords")), tuple(r.pop("heldout")), **r) for r in rows
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} wants {wanted}: {error}") from error
