@@ -101,18 +101,9 @@ def demo(
     say: Callable[[str], None] = lambda _: None,
 ) -> DiffReport:
     """The main job on one of the planted pairs, into ``out`` (:func:`run_folder`).  Unknown names raise KeyError."""
-    if name not in RECIPES:
-        raise KeyError(f"no demo pair named {name!r}; known: {', '.join(RECIPES)}")
-    recipe = RECIPES[name]
+    recipe = demo_recipe(name)
     say(f"{name}: {recipe.planted.description}")
-    pair = ModelPair.load(
-        recipe.base(),
-        adapter=data_path(recipe.planted.adapter),
-        hook=recipe.planted.hook,
-        merged=True,
-        device=device,
-        dtype=dtype,
-    )
+    pair = demo_pair(name, device=device, dtype=dtype)
     say("collecting text, and both models' own answers")
     corpus = demo_corpus(pair, recipe, seed)
     return diff(
@@ -121,6 +112,7 @@ def demo(
         out or run_folder(name, seed),
         replace(recipe.config, seed=seed),
         title=recipe.title,
+        demo=name,
         behaviours=recipe.planted.behaviours,
         drop=recipe.drop,
         dtype=dtype,
@@ -129,6 +121,28 @@ def demo(
         max_tokens=recipe.max_tokens,
         progress=progress,
         say=say,
+    )
+
+
+def demo_recipe(name: str) -> Recipe:
+    """What the demo called ``name`` reads and how it learns."""
+    if name not in RECIPES:
+        raise KeyError(f"no demo pair named {name!r}; known: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def demo_pair(
+    name: str, *, device: str = "cpu", dtype: Literal["float32", "bfloat16"] = "float32"
+) -> ModelPair:
+    """The planted pair called ``name``, its adapter merged."""
+    recipe = demo_recipe(name)
+    return ModelPair.load(
+        recipe.base(),
+        adapter=data_path(recipe.planted.adapter),
+        hook=recipe.planted.hook,
+        merged=True,
+        device=device,
+        dtype=dtype,
     )
 
 

@@ -18,12 +18,12 @@ HISTORY = pd.DataFrame(
 )
 
 FIGURES = {
-    "curves": lambda: plots.training_curves(HISTORY),
-    "histogram": lambda: plots.delta_norm_histogram(latent_table()),
-    "scatter": lambda: plots.nu_scatter(latent_table()),
-    "kl": lambda: plots.kl_bars(KL),
-    "rates": lambda: plots.behaviour_bars(RATES),
-    "shares": lambda: plots.difference_share_bars(latent_table()),
+    "curves": lambda: plots.training_curves(HISTORY).svg(),
+    "histogram": lambda: plots.delta_norm_histogram(latent_table()).svg(),
+    "scatter": lambda: plots.nu_scatter(latent_table()).svg(),
+    "kl": lambda: plots.kl_bars(KL).svg(),
+    "rates": lambda: plots.behaviour_bars(RATES).svg(),
+    "shares": lambda: plots.difference_share_bars(latent_table()).svg(),
 }
 
 
@@ -58,7 +58,7 @@ def test_a_value_outside_the_gates_does_not_pass_them():
     table = latent_table(6).assign(
         nu_error=[0.1, 0.1, 0.2, -0.2, np.nan, 0.1], nu_recon=[0.4, 0.5, 0.1, 0.1, 0.1, np.nan]
     )
-    assert "passes both: 1" in texts(plots.nu_scatter(table))
+    assert "passes both: 1" in texts(plots.nu_scatter(table).svg())
 
 
 def test_bars_are_labelled_with_their_values_and_a_missing_one_with_a_dash():
@@ -104,13 +104,25 @@ def test_a_figure_without_its_data_says_what_is_missing(draw, words):
 
 def test_labels_are_text_and_never_mathematics_or_markup():
     rates = pd.DataFrame({"behaviour": "b", "condition": pd.Series(HOSTILE, dtype=object), "rate": 0.5})
-    shown = texts(plots.behaviour_bars(rates))
+    shown = texts(plots.behaviour_bars(rates).svg())
     assert (
         "$\\frac{1}$" in shown and "</script><img src=x onerror=alert(1)>" in shown and "日本語 🙂" in shown
     )
 
 
 def test_dead_may_be_missing_for_some_latents():
-    shown = texts(plots.delta_norm_histogram(latent_table().assign(dead=[True, None] * 30)))
+    shown = texts(plots.delta_norm_histogram(latent_table().assign(dead=[True, None] * 30)).svg())
     # Rows 0, 1, 2 of every 6 are shared, and the even rows are dead.
     assert shown[shown.index("shared") + 1] == "10"
+
+
+def test_a_drawing_is_shown_saved_and_changed_by_hand(tmp_path):
+    drawing = plots.kl_bars(KL)
+    assert drawing._repr_svg_() == drawing.svg()
+    assert len(drawing.figure().axes) == 2
+    assert drawing.save(tmp_path / "new" / "kl.svg").read_text(encoding="utf-8") == drawing.svg()
+    assert drawing.save(tmp_path / "kl.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        drawing.save(tmp_path / "kl.pdf").read_bytes()
+        == plots.kl_bars(KL).save(tmp_path / "2.pdf").read_bytes()
+    )

@@ -8,6 +8,7 @@
     train.jsonl      the training log                (train)
     latents.parquet  one row a latent                (table)
     metrics.json     every other figure, the verdict (diff)
+    studies/         what was asked afterwards      (a study's verb)
     report/          index.html                      (report)
 """
 
@@ -52,6 +53,10 @@ class RunFolder:
     @cached_property
     def metrics(self) -> Path:
         return self.root / "metrics.json"
+
+    @cached_property
+    def studies(self) -> Path:
+        return self.root / "studies"
 
     @cached_property
     def report(self) -> Path:

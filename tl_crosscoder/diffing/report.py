@@ -13,12 +13,14 @@ from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.diffing.config import DiffConfig
 from tl_crosscoder.diffing.examples import latent_examples
-from tl_crosscoder.diffing.folder import RunFolder
-from tl_crosscoder.diffing.panels import behaviour_panel, substitution_panel
+from tl_crosscoder.diffing.folder import RunFolder, write_json
 from tl_crosscoder.files import sha256
-from tl_crosscoder.hub.save import load, read_config
+from tl_crosscoder.hub.save import WEIGHTS, load, read_config
 from tl_crosscoder.models.activations import PairedActivations
-from tl_crosscoder.report import write_report
+from tl_crosscoder.report import Panel, write_report
+from tl_crosscoder.studies import StudyResult
+from tl_crosscoder.studies.behaviour import BehaviourResult
+from tl_crosscoder.studies.substitution import SubstitutionResult
 
 PAGES = 40  # latents with a page of their own
 
@@ -72,23 +74,42 @@ class DiffReport:
         """The ``n`` live latents highest in the run's ranking (or in column ``by``)."""
         return ranked(self.table, by or self.config.ranking)[:n]
 
+    @cached_property
+    def store(self) -> PairedActivations:
+        """The captured activations, read as they are needed."""
+        return PairedActivations.open(self.folder.acts, verify=False)
+
+    @cached_property
+    def held_out(self) -> PairedActivations:
+        """The part of the store that the crosscoder never saw."""
+        return self.store.split(1 - self.config.held_out, self.config.seed)[1]
+
+    def add(self, result: StudyResult, name: str | None = None) -> Path:
+        """Keep what a study found, under its key or ``name``; the next ``write()`` shows it."""
+        path = self.folder.studies / f"{name or result.key}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"weights_sha256": self._weights} | result.to_dict())
+        return path
+
+    @property
+    def studies(self) -> dict[str, StudyResult]:
+        """What was added, by name; without what was found with other weights than the crosscoder has now."""
+        parts = self._studied()
+        return {
+            name: StudyResult.from_dict(part)
+            for name, part in parts.items()
+            if self._is_of_these_weights(part)
+        }
+
     def write(self, pages: int = PAGES) -> Path:
         """Write ``report/`` from what the folder holds; the path of its ``index.html``.  Without ``acts/`` it has no examples."""
         latents, examples = self.top(pages), {}
         if self.folder.acts.exists():
-            store = PairedActivations.open(self.folder.acts, verify=False)
-            asked = {"held_out": DiffConfig.held_out, "seed": DiffConfig.seed} | self.metrics.get(
-                "config", {}
-            )
-            _, held_out = store.split(1 - asked["held_out"], asked["seed"])
             tops = MaxActs(self.crosscoder)
-            run(self.crosscoder, held_out, [tops])
-            examples = latent_examples(self.crosscoder, held_out, tops, latents)
+            run(self.crosscoder, self.held_out, [tops])
+            examples = latent_examples(self.crosscoder, self.held_out, tops, latents)
         ranked = self.table.loc[latents + [j for j in self.table.index if j not in set(latents)]]
         behaviour = self.metrics.get("behaviour")
-        substituted = self.metrics.get("substitution", {}).items()
-        panels = [substitution_panel(number, name, part) for number, (name, part) in enumerate(substituted)]
-        panels += [behaviour_panel(behaviour)] if behaviour else []
         write_report(
             self.folder.report,
             title=self.metrics.get("title", "What fine-tuning changed"),
@@ -96,11 +117,32 @@ class DiffReport:
             facts=self._facts(),
             table=ranked,
             history=self.history,
-            panels=panels,
+            panels=self._panels(),
             examples=examples,
             answers=behaviour["answers"] if behaviour else None,
         )
         return self.folder.report / "index.html"
+
+    def _panels(self) -> list[Panel]:
+        substituted = self.metrics.get("substitution", {}).items()
+        panels = [
+            SubstitutionResult.from_dict(part).panel(f"substitution-{number}", name)
+            for number, (name, part) in enumerate(substituted)
+        ]
+        if removed := self.metrics.get("behaviour"):
+            panels.append(BehaviourResult.from_dict(removed).panel())
+        return panels + [found.panel(f"study-{name}") for name, found in self.studies.items()]
+
+    def _studied(self) -> dict[str, dict[str, Any]]:
+        files = sorted(self.folder.studies.glob("*.json"))
+        return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+
+    def _is_of_these_weights(self, part: dict[str, Any]) -> bool:
+        return part["weights_sha256"] == self._weights
+
+    @cached_property
+    def _weights(self) -> str:
+        return sha256(self.folder.crosscoder / WEIGHTS)
 
     def _facts(self) -> dict[str, str]:
         pair, numbers, cc = self.metrics.get("pair", {}), self.table.attrs.get("metrics", {}), self.crosscoder
@@ -115,6 +157,8 @@ class DiffReport:
                 "never active": f"{numbers['dead_fraction']:.1%}",
                 "held-out tokens": f"{numbers['tokens']:,}",
             }
+        if stale := [name for name, part in self._studied().items() if not self._is_of_these_weights(part)]:
+            facts |= {"not shown": f"{', '.join(stale)}: found with other weights; run again"}
         if dropped := self.metrics.get("store", {}).get("dropped"):
             facts |= {"left out": ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())}
         return facts

@@ -45,6 +45,7 @@ def diff(
     config: DiffConfig | None = None,
     *,
     title: str | None = None,
+    demo: str | None = None,
     prompts: Sequence[str] | None = None,
     behaviours: Sequence[Behaviour] = (),
     drop: Drop | None = None,
@@ -58,6 +59,7 @@ def diff(
     """The whole job into the folder ``out``; a finished capture there is used again, and an unfinished training gone on with.
 
     ``prompts``: questions that both models answer, each answer read by both (the contrastive part).
+    ``demo`` names the planted pair, if it is one, so that later studies find it.
     ``behaviours``: what held-out prompts should show, if it is known; without them only the substitution study
     runs.  ``dtype`` is that of the stored activations, ``max_tokens`` the size of a batch through the models.
     ``say`` gets a line at each step.
@@ -116,6 +118,7 @@ def diff(
 
     about = {
         "title": title or "What fine-tuning changed",
+        "demo": demo,
         "config": asdict(config),
         "pair": pair.description(),
     }

@@ -1,4 +1,4 @@
-"""How the report draws: one style, one palette, and SVG text with the same bytes for the same figure.
+"""How everything here draws: one style, one palette, and SVG text with the same bytes for the same figure.
 
 Blue is the base model and orange the tuned one, everywhere (after Okabe and Ito's colour-blind-safe palette).  The background is
 transparent and the greys are readable on white and on black, so that one file serves both.
@@ -6,8 +6,13 @@ transparent and the greys are readable on white and on black, so that one file s
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from tl_crosscoder.files import write_atomically
 
 BLUE, ORANGE, DARK, INK, SOFT, FAINT = "#2a6fb0", "#d8701c", "#565656", "#7a7a7a", "#9d9d9d", "#c4c4c4"
 STYLE: dict[Any, Any] = {
@@ -46,20 +51,65 @@ class NotDrawn(ValueError):
     """A figure whose data are absent; the message says what is missing."""
 
 
-def draw_svg(draw: Callable[[Any], Brushes | None], size: tuple[float, float]) -> str:
-    """The SVG of what ``draw`` puts on a figure of ``size`` inches."""
+@dataclass(frozen=True)
+class Drawing:
+    """A figure before it is one: SVG text for a page, a matplotlib figure, a file; a notebook shows it by itself.
+
+    ``draw`` puts it on a matplotlib figure of ``size`` inches, and may return the axes that a page's reader can select in.
+    """
+
+    draw: Callable[[Any], Brushes | None]
+    size: tuple[float, float] = (7.5, 3.0)
+
+    def figure(self) -> Any:
+        """The matplotlib ``Figure``."""
+        with _styled():
+            return self._drawn()[0]
+
+    def svg(self) -> str:
+        """SVG text; the same bytes for the same data."""
+        out = io.StringIO()
+        metadata: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        with _styled():
+            figure, brushes = self._drawn()
+            figure.savefig(out, format="svg", transparent=True, metadata=metadata)
+        text = out.getvalue()
+        return text[text.index("<svg") :].replace("<svg ", f"<svg {_brush_attributes(figure, brushes)}", 1)
+
+    def save(self, path: str | Path) -> Path:
+        """The file, in the format of its suffix (.svg, .png, .pdf), written whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = path.suffix.removeprefix(".").lower()
+
+        def write(temporary: Path) -> None:
+            if kind == "svg":
+                temporary.write_text(self.svg(), encoding="utf-8", newline="\n")
+                return
+            metadata: Any = {"CreationDate": None} if kind == "pdf" else None
+            with _styled():
+                self._drawn()[0].savefig(temporary, format=kind, dpi=160, metadata=metadata)
+
+        write_atomically(path, write)
+        return path
+
+    def _repr_svg_(self) -> str:
+        return self.svg()
+
+    def _drawn(self) -> tuple[Any, Brushes]:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=self.size, dpi=72, layout="constrained")
+        return figure, self.draw(figure) or {}
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
     import matplotlib
-    from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the page's own fonts have the glyph
-        figure = Figure(figsize=size, dpi=72, layout="constrained")
-        brushes = draw(figure) or {}
-        out = io.StringIO()
-        metadata: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=metadata)
-    text = out.getvalue()
-    return text[text.index("<svg") :].replace("<svg ", f"<svg {_brush_attributes(figure, brushes)}", 1)
+        yield
 
 
 def _brush_attributes(figure: Any, brushes: Brushes) -> str:

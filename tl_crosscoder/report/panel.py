@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from tl_crosscoder.report.drawing import Drawing, NotDrawn
 from tl_crosscoder.report.plots import (
-    NotDrawn,
     delta_norm_histogram,
     difference_share_bars,
     nu_scatter,
@@ -36,10 +36,10 @@ class Panel:
                 f"a panel's key names its files: lower-case letters, digits and hyphens, got {self.key!r}"
             )
 
-    def drawn(self, draw: Callable[[], str]) -> "Panel":
+    def drawn(self, draw: Callable[[], Drawing]) -> "Panel":
         """This panel with the figure that ``draw()`` returns or, where its data are absent, with a note that says what is."""
         try:
-            return replace(self, figure=draw())
+            return replace(self, figure=draw().svg())
         except NotDrawn as reason:
             return replace(self, notes=(*self.notes, f"Not drawn: {reason}."))
 

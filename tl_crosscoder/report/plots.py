@@ -1,4 +1,4 @@
-"""The report's figures as SVG text: plain tables in.  Latents that have died are left out.
+"""The figures of every report: plain tables in.  Latents that have died are left out.
 
 A figure whose columns are absent raises :class:`NotDrawn`, which says what is missing.
 """
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tl_crosscoder.report.columns import class_key
-from tl_crosscoder.report.drawing import BLUE, DARK, FAINT, INK, ORANGE, SOFT, Brushes, NotDrawn, draw_svg
+from tl_crosscoder.report.drawing import BLUE, DARK, FAINT, INK, ORANGE, SOFT, Brushes, Drawing, NotDrawn
 from tl_crosscoder.report.text import is_missing, number, visible
 
 CLASS_COLOURS = {"base-only": BLUE, "tuned-only": ORANGE, "shared": SOFT}
@@ -19,7 +19,7 @@ NU_ERROR_GATE, NU_RECON_GATE, NU_LOW, NU_HIGH = 0.2, 0.5, -0.1, 2.0
 MAX_POINTS, MAX_STEPS, ABREAST = 3000, 600, 3
 
 
-def training_curves(history: pd.DataFrame) -> str:
+def training_curves(history: pd.DataFrame) -> Drawing:
     """Loss, variance explained, L0 and dead latents against the training step, as far as ``history`` has them."""
     starts = {"loss": "loss", "variance explained": "fve", "L0": "l0", "dead": "dead"}
     filled = [str(name) for name in history if not _is_empty(history, name)]
@@ -52,10 +52,10 @@ def training_curves(history: pd.DataFrame) -> str:
             axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
             axes.locator_params(axis="x", nbins=4)
 
-    return draw_svg(draw, (7.5, 2.2))
+    return Drawing(draw, (7.5, 2.2))
 
 
-def delta_norm_histogram(table: pd.DataFrame) -> str:
+def delta_norm_histogram(table: pd.DataFrame) -> Drawing:
     """How many latents have which Δnorm (log scale), the classes as bands; outlined: those that pass both gates."""
     _need(table, "delta_norm")
     alive = _alive(table)
@@ -94,10 +94,10 @@ def delta_norm_histogram(table: pd.DataFrame) -> str:
         axes.set_ylabel("latents")
         return {"x": ("delta_norm", axes)}
 
-    return draw_svg(draw, (7.5, 2.9))
+    return Drawing(draw, (7.5, 2.9))
 
 
-def nu_scatter(table: pd.DataFrame) -> str:
+def nu_scatter(table: pd.DataFrame) -> Drawing:
     """``nu_error`` against ``nu_recon``, coloured by Δnorm, with the gates drawn: lower left is truly tuned-only."""
     _need(table, "nu_error", "nu_recon", "delta_norm")
     alive = _alive(table)
@@ -137,10 +137,10 @@ def nu_scatter(table: pd.DataFrame) -> str:
             axes.set_title(drawn, fontsize=7.5)
         return {"x": ("nu_recon", axes), "y": ("nu_error", axes)}
 
-    return draw_svg(draw, (7.5, 4.2))
+    return Drawing(draw, (7.5, 4.2))
 
 
-def kl_bars(table: pd.DataFrame) -> str:
+def kl_bars(table: pd.DataFrame) -> Drawing:
     """KL from the tuned model under every condition, on each set of tokens; lower is closer to the tuned model.
 
     Columns: condition, tokens (such as "all" and "first 9"), kl, ci_low, ci_high; kl in nats a token.
@@ -152,7 +152,7 @@ def kl_bars(table: pd.DataFrame) -> str:
     )
 
 
-def behaviour_bars(table: pd.DataFrame) -> str:
+def behaviour_bars(table: pd.DataFrame) -> Drawing:
     """How often each behaviour is shown under each condition.  Columns: behaviour, condition, rate, low, high (shares)."""
     _need(table, "behaviour", "condition", "rate")
     bars = table.rename(columns={"behaviour": "panel", "rate": "value"})
@@ -160,7 +160,7 @@ def behaviour_bars(table: pd.DataFrame) -> str:
     return _bar_panels(bars.assign(**percent), "answers that show it, %", limit=100.0)
 
 
-def difference_share_bars(table: pd.DataFrame, top: int = 16) -> str:
+def difference_share_bars(table: pd.DataFrame, top: int = 16) -> Drawing:
     """The latents that explain most of the difference between the models, by class, each with its share in per cent."""
     _need(table, "difference_share")
     alive = _alive(table)
@@ -187,10 +187,10 @@ def difference_share_bars(table: pd.DataFrame, top: int = 16) -> str:
         axes.tick_params(axis="x", length=0)
         axes.legend(handlelength=1)
 
-    return draw_svg(draw, (7.5, 2.7))
+    return Drawing(draw, (7.5, 2.7))
 
 
-def _bar_panels(table: pd.DataFrame, label: str, limit: float | None = None) -> str:
+def _bar_panels(table: pd.DataFrame, label: str, limit: float | None = None) -> Drawing:
     """One row of bars a condition, one set of axes a ``panel``; three abreast."""
     conditions, names = list(dict.fromkeys(table["condition"])), list(dict.fromkeys(table["panel"]))
     colours, places = [_condition_colour(str(name)) for name in conditions], np.arange(len(conditions))
@@ -219,7 +219,7 @@ def _bar_panels(table: pd.DataFrame, label: str, limit: float | None = None) -> 
         grid[0].set_yticks(places, [visible(str(name)) for name in conditions])
         grid[0].invert_yaxis()
 
-    return draw_svg(draw, (7.5, deep * (0.85 + 0.25 * len(conditions))))
+    return Drawing(draw, (7.5, deep * (0.85 + 0.25 * len(conditions))))
 
 
 def _condition_colour(name: str) -> str:

@@ -9,10 +9,9 @@ Controls for the largest set: ``n_draws`` magnitude-matched random sets (mean an
 random sets sometimes kill a behaviour), and the shared latents that write most on the same answers.  Rates come
 with the answers themselves: a keyword alone proves little."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -29,8 +28,11 @@ from tl_crosscoder.models.answers import own_answers, turn_ends
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair, Side
+from tl_crosscoder.report import Drawing
+from tl_crosscoder.report.plots import behaviour_bars
 from tl_crosscoder.studies.controls import matched_random, same_firing
 from tl_crosscoder.studies.records import records
+from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.where import kept_tokens
 from tl_crosscoder.types import BASE, TUNED
 
@@ -39,13 +41,23 @@ PARTS: dict[str, Part] = {"undo": "difference", "remove": "whole"}
 
 
 @dataclass(frozen=True)
-class BehaviourResult:
+class BehaviourResult(StudyResult):
     """``table``: behaviour, condition, ``rate`` with ``low, high`` (95 % Wilson, one prompt one trial; of drawn controls the
     middle 95 % of the draws), the ``worst`` (lowest) draw, ``n_draws`` and ``n_latents`` of a set.
 
     ``firing``: for the highest-ranked latents, how often they fire on the behaviour's answers and elsewhere.
     ``answers``: behaviour, condition, prompt, answer, shown (of drawn controls, the first draw's).
     """
+
+    key: ClassVar = "behaviour"
+    title: ClassVar = "Does the behaviour survive without the latents?"
+    text: ClassVar = (
+        "Undo takes out only the difference a latent makes between the models, remove the whole latent; install adds "
+        "the difference to the base model. Matched random sets are as large and as loud."
+    )
+    notes: ClassVar = ("Intervals: 95 % Wilson over prompts and draws. Worst: the lowest of the draws.",)
+    index: ClassVar = ("behaviour", "condition")
+    says_verdict: ClassVar = False
 
     table: pd.DataFrame
     firing: pd.DataFrame
@@ -96,13 +108,9 @@ class BehaviourResult:
         before, after = first["tuned"], first[undo[-1]]
         return f" Asked “{before['prompt']}” it says “{before['answer']}”, then “{after['answer']}”."
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the three tables and the verdict."""
-        tables = {name: records(getattr(self, name)) for name in ("table", "firing", "answers")}
-        return tables | {"verdict": self.verdict}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict())
+    def plot(self) -> Drawing:
+        """Rates under each condition, beside the controls."""
+        return behaviour_bars(self.table)
 
 
 def behaviour_removal(

@@ -7,10 +7,9 @@ untouched tuned model (KL), the more of the change the latents hold.
 Source: Minder et al. 2025, arXiv:2504.02922, causal experiments; the bootstrap over conversations and the
 paired difference are ours (the paper treats tokens as independent, which makes intervals too narrow)."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -28,7 +27,9 @@ from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokens import TokenBatch
-from tl_crosscoder.studies.records import records
+from tl_crosscoder.report import Drawing
+from tl_crosscoder.report.plots import kl_bars
+from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.where import kept_tokens
 from tl_crosscoder.types import BASE, TUNED
 
@@ -66,13 +67,23 @@ class Captured:
 
 
 @dataclass(frozen=True)
-class SubstitutionResult:
+class SubstitutionResult(StudyResult):
     """``table``: one row for each condition and set of tokens; ``per_sequence``: the KL sums that the intervals come from.
 
     Columns of ``table``: ``condition, tokens`` (all, first 9, rest), ``kl`` (nats per predicted token, to the
     tuned model), ``ci_low, ci_high`` (95 %, bootstrap over sequences), ``recovered`` (share of the KL of
     ``none`` that is gone), ``n_tokens``, ``n_latents``. ``paired``: difference in KL top − bottom of each
     split, with its interval; negative: the top half carries more."""
+
+    key: ClassVar = "substitution"
+    title: ClassVar = "What the latents carry"
+    text: ClassVar = (
+        "The tuned model runs on the base model's activations plus the change that chosen latents would make. "
+        "The lower the KL to the untouched tuned model, the more of the change these latents hold."
+    )
+    notes: ClassVar = ("Intervals: 95 %, bootstrap over whole sequences. Random sets: mean of the draws.",)
+    index: ClassVar = ("condition", "tokens")
+    says_verdict: ClassVar = False
 
     table: pd.DataFrame
     paired: pd.DataFrame
@@ -93,12 +104,13 @@ class SubstitutionResult:
         parts.append(f"all latents {kl.loc['all', 'recovered']:.0%}")
         return ", ".join(parts) + "."
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: both tables and the verdict."""
-        return {"table": records(self.table), "paired": records(self.paired), "verdict": self.verdict}
+    def plot(self) -> Drawing:
+        """KL under each condition, on each set of tokens."""
+        return kl_bars(self.table)
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict())
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without ``per_sequence``."""
+        return {name: part for name, part in super().to_dict().items() if name != "per_sequence"}
 
 
 def substitution(
