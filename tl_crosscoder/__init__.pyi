@@ -21,6 +21,7 @@ from .dictionary.sparsity import GroupMax as GroupMax
 from .dictionary.sparsity import JumpReLU as JumpReLU
 from .dictionary.sparsity import ReLU as ReLU
 from .dictionary.sparsity import Split as Split
+from .dictionary.sparsity import Threshold as Threshold
 from .dictionary.sparsity import TopK as TopK
 from .dictionary.synthetic import SyntheticPair as SyntheticPair
 from .diffing.config import DiffConfig as DiffConfig

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,13 +16,16 @@ from tl_crosscoder.errors import CorruptFile
 
 #: Bytes of a safetensors header, and of a JSON file unless said otherwise: a thousand times what ours need.
 LIMIT = 1 << 20
-SIZES = {"BOOL": 1, "U8": 1, "I32": 4, "I64": 8, "F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
+    """``start``: its first byte in the file."""
+
     dtype: str
     shape: tuple[int, ...]
+    start: int = field(default=0, compare=False)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -102,8 +105,8 @@ def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
     return _object(path, raw)
 
 
-def read_header(path: Path, names: Collection[str]) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file, once it is known to hold exactly ``names`` and their bytes.
+def read_header(path: Path, names: Collection[str] | None) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file, once it is known to hold exactly ``names`` (None: any) and their bytes.
 
     Raises CorruptFile for a header over 1 MiB, a repeated key, a missing or further tensor, an unknown
     dtype, and data that overlap, leave gaps or do not end with the file.
@@ -117,12 +120,12 @@ def read_header(path: Path, names: Collection[str]) -> dict[str, StoredTensor]:
             )
         header = _object(path, file.read(length))
     header.pop("__metadata__", None)
-    if set(header) != set(names):
+    if names is not None and set(header) != set(names):
         missing, further = sorted(set(names) - set(header)), sorted(set(header) - set(names))
         raise CorruptFile(f"{path}: tensors missing {missing}, unexpected {further[:3]!r:.200}")
     tensors, spans = {}, []
     for name, entry in header.items():
-        tensors[name], span = _tensor(path, name, entry)
+        tensors[name], span = _tensor(path, name, entry, 8 + length)
         spans.append(span)
     end = 0
     for start, stop in sorted(spans):
@@ -136,7 +139,7 @@ def read_header(path: Path, names: Collection[str]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _tensor(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
+def _tensor(path: Path, name: str, entry: Any, data: int) -> tuple[StoredTensor, tuple[int, int]]:
     try:
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         sound = len(entry) == 3 and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
@@ -147,7 +150,7 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int,
         raise CorruptFile(
             f"{path}: the header entry of {name!r} is {entry!r:.200}, which describes no tensor"
         )
-    return StoredTensor(dtype, shape), (start, stop)
+    return StoredTensor(dtype, shape, data + start), (start, stop)
 
 
 def _object(path: Path, raw: bytes) -> dict[str, Any]:

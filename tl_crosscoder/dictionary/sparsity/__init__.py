@@ -6,6 +6,17 @@ from tl_crosscoder.dictionary.sparsity.group_max import GroupMax
 from tl_crosscoder.dictionary.sparsity.jumprelu import JumpReLU
 from tl_crosscoder.dictionary.sparsity.relu import ReLU
 from tl_crosscoder.dictionary.sparsity.split import Split
+from tl_crosscoder.dictionary.sparsity.threshold import Threshold
 from tl_crosscoder.dictionary.sparsity.topk import TopK
 
-__all__ = ["SPARSITIES", "BatchTopK", "GroupMax", "JumpReLU", "ReLU", "Sparsity", "Split", "TopK"]
+__all__ = [
+    "SPARSITIES",
+    "BatchTopK",
+    "GroupMax",
+    "JumpReLU",
+    "ReLU",
+    "Sparsity",
+    "Split",
+    "Threshold",
+    "TopK",
+]
