@@ -9,7 +9,10 @@
     ├── NonFiniteActs     (ValueError)   NaN or Inf in the activations, with the place
     ├── CorruptFile       (OSError)      a file that is truncated, altered or hostile
     ├── NotSaved          (OSError)      a checkpoint that could not be written, such as on a full disk
-    └── EmptyData         (ValueError)   no tokens where some are needed
+    ├── EmptyData         (ValueError)   no tokens where some are needed
+    └── HubError          (OSError)      the Hub refused, or failed however often it was asked
+        ├── HubUnreachable               no answer, offline, or not in the cache
+        └── HubConflict                  someone else changed the repository at the same time
 
 Everything else is a standard exception.  Each message says what came, what was wanted and what to do.
 """
@@ -45,3 +48,15 @@ class NotSaved(CrosscoderError, OSError):
 
 class EmptyData(CrosscoderError, ValueError):
     """No tokens where some are needed."""
+
+
+class HubError(CrosscoderError, OSError):
+    """The Hub refused, or failed however often it was asked; the message says what to do."""
+
+
+class HubUnreachable(HubError, ConnectionError):
+    """No answer from the Hub, or offline, where the cache does not hold what was asked for."""
+
+
+class HubConflict(HubError):
+    """Someone else changed the repository at the same time; nothing of ours was written."""
