@@ -1,0 +1,126 @@
+"""What a SAE-Lens folder says about itself: ``cfg.json``, and in it the block ``metadata.crosscoder``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_crosscoder import __version__
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.partition import Partition
+from tl_crosscoder.dictionary.sparsity import SPARSITIES, BatchTopK, Sparsity
+from tl_crosscoder.hub.sae_lens.flat import Flat
+from tl_crosscoder.hub.sae_lens.unflat import Origin
+
+#: The SAE-Lens whose layout is written.  Without a version in the metadata it would take the file for an old one and drop the rest.
+LAYOUT = "6.54.12"
+SCHEMA = 1
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+#: SAE-Lens wants them and a crosscoder does not know them unless told; ``assumed`` names those that nobody told.
+ASSUMED = {"prepend_bos": True, "context_size": 1024}
+UNKNOWN = "unknown"
+
+
+def cfg(crosscoder: Crosscoder, flat: Flat, extra: dict[str, Any]) -> dict[str, Any]:
+    """The contents of ``cfg.json``; ``extra`` is what ``save`` keeps with a crosscoder."""
+    pair = extra.get("pair", extra)
+    base, tuned = (_model(pair.get(side)) for side in ("base", "tuned"))
+    told = {name: extra[name] for name in ASSUMED if name in extra}
+    hook = str(pair.get("hook") or UNKNOWN)
+    return {
+        "architecture": "topk" if flat.k else "jumprelu",
+        "d_in": len(flat.b_dec),
+        "d_sae": len(flat.b_enc),
+        "dtype": str(flat.b_dec.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        **({"k": flat.k, "rescale_acts_by_decoder_norm": False} if flat.k else {}),
+        "metadata": {
+            "sae_lens_version": LAYOUT,
+            "sae_lens_training_version": None,
+            "model_name": tuned["name"],
+            "hook_name": hook,
+            **ASSUMED,
+            **told,
+            "crosscoder": {
+                "schema": SCHEMA,
+                "library": f"tl-crosscoder {__version__}",
+                "layout": "flat index = model * d_in + i; model 0 base, 1 tuned",
+                "n_models": crosscoder.n_models,
+                "d_in": crosscoder.d_in,
+                "models": [base, tuned] if crosscoder.n_models == 2 else [],
+                "hook_names": [hook] * crosscoder.n_models,
+                "codes": "f * code norm" if flat.k else "f",
+                "assumed": sorted(set(ASSUMED) - set(told)),
+                **_origin(crosscoder),
+            },
+        },
+    }
+
+
+def origin(block: dict[str, Any]) -> Origin:
+    """How the weights came about, by the block ``metadata.crosscoder``.
+
+    A broken block raises KeyError, TypeError, ValueError, AttributeError or RuntimeError.
+    """
+    if block["schema"] != SCHEMA:
+        raise ValueError(
+            f"metadata.crosscoder has the schema {block['schema']!r}, this library reads {SCHEMA}; upgrade tl-crosscoder"
+        )
+    n, d_in = block["n_models"], block["d_in"]
+    mean = torch.zeros(n, d_in, dtype=torch.float64)
+    if block["model_means"] is not None:
+        mean = torch.tensor(block["model_means"], dtype=torch.float64)
+    scale = torch.tensor(block["model_scales"], dtype=torch.float64)
+    if mean.shape != (n, d_in) or scale.shape != (n,):
+        raise ValueError("model_means or model_scales is not one for each model")
+    sparsity = SPARSITIES.build(block["sparsity"])
+    for part, threshold in zip(_batch_topks(sparsity), block["thresholds"], strict=True):
+        part.threshold.fill_(threshold)
+    return Origin(
+        n_models=n,
+        sparsity=sparsity,
+        code_norm=block["code_norm"],
+        units=Normalizer(mean, scale),
+        partition=Partition(**block["partition"]),
+    )
+
+
+def _origin(crosscoder: Crosscoder) -> dict[str, Any]:
+    units, sparsity = crosscoder.units or crosscoder.normalizer, crosscoder.sparsity
+    config = crosscoder.config
+    return {
+        "code_norm": crosscoder.code_norm,
+        "model_scales": numbers(units.scale),
+        "model_means": numbers(units.mean) if units.mean.any() else None,
+        "sparsity": SPARSITIES.describe(sparsity),
+        "thresholds": [numbers(part.threshold) for part in _batch_topks(sparsity)],
+        "partition": config["partition"],
+    }
+
+
+def _batch_topks(sparsity: Sparsity) -> list[BatchTopK]:
+    return [part for part in sparsity.modules() if isinstance(part, BatchTopK)]
+
+
+def numbers(tensor: Tensor) -> Any:
+    """As JSON, with just the digits that tell each number from its neighbours in the tensor's precision."""
+    if tensor.ndim:
+        return [numbers(part) for part in tensor]
+    return float(str(tensor.numpy())) if tensor.dtype != torch.bfloat16 else tensor.item()
+
+
+def _model(described: Any) -> dict[str, Any]:
+    """From a description of :meth:`ModelPair.description`, or a name."""
+    if isinstance(described, dict):
+        kept = {key: described.get(key) for key in ("revision", "adapter_name", "fingerprint")}
+        return {"name": str(described.get("name") or UNKNOWN), **{k: v for k, v in kept.items() if v}}
+    return {"name": str(described or UNKNOWN)}
