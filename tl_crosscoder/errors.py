@@ -8,6 +8,7 @@
     ├── PairMismatch      (ValueError)   two models, or models and data, that do not belong together
     ├── NonFiniteActs     (ValueError)   NaN or Inf in the activations, with the place
     ├── CorruptFile       (OSError)      a file that is truncated, altered or hostile
+    ├── UnreadableFormat  (ValueError)   files of no known format, or that say too little to be read
     ├── NotSaved          (OSError)      a checkpoint that could not be written, such as on a full disk
     ├── EmptyData         (ValueError)   no tokens where some are needed
     └── HubError          (OSError)      the Hub refused, or failed however often it was asked
@@ -40,6 +41,10 @@ class NonFiniteActs(CrosscoderError, ValueError):
 
 class CorruptFile(CrosscoderError, OSError):
     """A file that is truncated, altered or hostile."""
+
+
+class UnreadableFormat(CrosscoderError, ValueError):
+    """Files of no known format, of one that says too little, or of one that no Crosscoder can express."""
 
 
 class NotSaved(CrosscoderError, OSError):
