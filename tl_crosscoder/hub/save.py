@@ -1,4 +1,7 @@
-"""A finished crosscoder as a folder: ``config.json`` and ``model.safetensors``.  Nothing here reads or writes pickle."""
+"""A finished crosscoder as a folder: ``config.json``, ``model.safetensors`` and, for SAE-Lens, ``sae_lens/``.
+
+Nothing here reads or writes pickle.
+"""
 
 import json
 from dataclasses import asdict
@@ -17,6 +20,8 @@ from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.errors import CorruptFile
 from tl_crosscoder.files import read_json, replaced_folder
 from tl_crosscoder.hub.guard import check_header, check_tensors
+from tl_crosscoder.hub.sae_lens.artifact import FOLDER, fill, refuse_other_files
+from tl_crosscoder.hub.sae_lens.thresholds import inexpressible, refuse_inexpressible
 
 FORMAT_VERSION = 2
 AXES = {
@@ -30,18 +35,31 @@ AXES = {
     "units.scale": "model",
 }
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-OURS = {CONFIG, WEIGHTS, "README.md"}
+OURS = {CONFIG, WEIGHTS, FOLDER, "README.md"}
 MAX_D_SAE = 1 << 26
 INIT_IN_VERSION_1 = {"norm": "init_norm", "same": "same_init", "seed": "seed"}
 
 
-def save(crosscoder: Crosscoder, directory: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
+def save(
+    crosscoder: Crosscoder,
+    directory: str | Path,
+    *,
+    extra: dict[str, Any] | None = None,
+    sae_lens: bool | None = None,
+) -> Path:
     """The directory, now holding the crosscoder; written beside it first, so that it is never half there.
 
     ``extra``: JSON to keep with it, such as the hook and the models.  An existing directory is replaced once the new one is
     complete, and only if it holds nothing but a crosscoder (FileExistsError).
+
+    ``sae_lens``: also write ``sae_lens/``, a folder that ``sae_lens.SAE.load_from_disk`` reads.  Its weights have the normaliser
+    folded in, so that it is a second copy and doubles the size on disk.  None: wherever SAE-Lens can express the crosscoder;
+    True: raise ValueError, with the reason, where it cannot; False: the half of the size.
     """
     directory = Path(directory).resolve()
+    if sae_lens:
+        refuse_inexpressible(crosscoder)
+    refuse_other_files(directory / FOLDER)
     if directory.exists() and (others := sorted({entry.name for entry in directory.iterdir()} - OURS)):
         raise FileExistsError(
             f"{directory} holds {others[0]!r}, which is no part of a crosscoder; save to a folder of its own"
@@ -58,6 +76,9 @@ def save(crosscoder: Crosscoder, directory: str | Path, *, extra: dict[str, Any]
     with replaced_folder(directory) as new:
         (new / CONFIG).write_text(text + "\n", encoding="utf-8")
         save_file(_tensors(crosscoder), new / WEIGHTS)
+        if sae_lens is not False and inexpressible(crosscoder) is None:
+            (new / FOLDER).mkdir()
+            fill(new / FOLDER, crosscoder, extra or {})
     return directory
 
 

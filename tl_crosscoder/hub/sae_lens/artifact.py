@@ -9,15 +9,15 @@ from safetensors.torch import load_file, save_file
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import CorruptFile
-from tl_crosscoder.files import read_json, replaced_folder
+from tl_crosscoder.files import read_json, replaced_folder, sync
 from tl_crosscoder.hub.guard import check_header, check_tensors
 from tl_crosscoder.hub.sae_lens.flat import Flat, flatten
+from tl_crosscoder.hub.sae_lens.thresholds import refuse_inexpressible
 from tl_crosscoder.hub.sae_lens.unflat import Origin, unflatten
 from tl_crosscoder.hub.sae_lens.words import DTYPES, cfg, origin
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-SPARSITY, STATISTICS = "sparsity.safetensors", "crosscoder_stats.safetensors"
-OURS = {CONFIG, WEIGHTS, SPARSITY, STATISTICS}
+OURS = {CONFIG, WEIGHTS}
 #: The name of the folder beside ``model.safetensors``, and so the ``sae_id`` in a repository.
 FOLDER = "sae_lens"
 
@@ -32,12 +32,10 @@ def write_sae_lens(
     express; FileExistsError for a folder that holds other files.
     """
     folder = Path(folder).resolve()
+    refuse_inexpressible(crosscoder)
     refuse_other_files(folder)
-    flat = flatten(crosscoder)
-    text = json.dumps(cfg(crosscoder, flat, extra or {}), indent=1, allow_nan=False)
     with replaced_folder(folder) as new:
-        (new / CONFIG).write_text(text + "\n", encoding="utf-8")
-        save_file({name: tensor.detach().cpu() for name, tensor in flat.tensors().items()}, new / WEIGHTS)
+        fill(new, crosscoder, extra or {})
     return folder
 
 
@@ -61,6 +59,16 @@ def read_sae_lens(folder: str | Path) -> Crosscoder:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
         raise CorruptFile(f"{folder / CONFIG}: {error}") from error
     return _read(folder, shapes, found, k, DTYPES[config["dtype"]])
+
+
+def fill(folder: Path, crosscoder: Crosscoder, extra: dict[str, Any]) -> None:
+    """Write the two files into an empty folder, and onto the disk."""
+    flat = flatten(crosscoder)
+    text = json.dumps(cfg(crosscoder, flat, extra), indent=1, allow_nan=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    save_file({name: tensor.detach().cpu() for name, tensor in flat.tensors().items()}, folder / WEIGHTS)
+    for path in folder.iterdir():
+        sync(path)
 
 
 def _read(folder: Path, shapes: dict[str, tuple[int, ...]], found: Origin, k: int | None, dtype: torch.dtype):

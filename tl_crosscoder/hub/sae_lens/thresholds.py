@@ -16,31 +16,31 @@ AT_ONCE = 4096
 
 def refuse_inexpressible(crosscoder: Crosscoder) -> None:
     """Raise ValueError, with the reason, for a crosscoder that is no SAE with a threshold for each latent or one k."""
+    if reason := inexpressible(crosscoder):
+        raise ValueError(reason)
+
+
+def inexpressible(crosscoder: Crosscoder) -> str | None:
+    """Why SAE-Lens cannot hold this crosscoder; None where it can."""
     if crosscoder.shard.latents.size > 1:
-        raise ValueError(
-            "these are some latents of a crosscoder trained in several processes; load the whole one"
-        )
-    _refuse(crosscoder.sparsity, inside="")
+        return "these are some latents of a crosscoder trained in several processes; load the whole one"
+    return _reason(crosscoder.sparsity, "")
 
 
-def _refuse(sparsity: Any, inside: str) -> None:
+def _reason(sparsity: Any, where: str) -> str | None:
     kind = type(sparsity)
     if kind is Split:
-        _refuse(sparsity.first, "inside Split ")
-        _refuse(sparsity.rest, "inside Split ")
-    elif kind is TopK and inside:
-        raise ValueError(
-            "SAE-Lens' topk takes one k for all latents, and a TopK inside Split is for some of them"
-        )
-    elif kind is BatchTopK and sparsity.threshold < 0:
-        raise ValueError(
-            f"BatchTopK {inside}has no threshold yet, without which SAE-Lens cannot encode; train it or set sparsity.threshold"
-        )
-    elif kind not in (ReLU, JumpReLU, BatchTopK, TopK):
-        raise ValueError(
+        return _reason(sparsity.first, "inside Split ") or _reason(sparsity.rest, "inside Split ")
+    if kind is TopK and where:
+        return "SAE-Lens' topk takes one k for all latents, and a TopK inside Split is for some of them"
+    if kind is BatchTopK and sparsity.threshold < 0:
+        return f"BatchTopK {where}has no threshold yet, which SAE-Lens encodes by; train it or set sparsity.threshold"
+    if kind not in (ReLU, JumpReLU, BatchTopK, TopK):
+        return (
             f"SAE-Lens knows a threshold for each latent (jumprelu) or the k largest of all (topk); {kind.__name__} "
-            f"{inside}is neither.  Keep it in this library's format"
+            f"{where}is neither.  Keep it in this library's format"
         )
+    return None
 
 
 def code_norms(

@@ -42,8 +42,12 @@ def unflatten(flat: Flat, origin: Origin) -> Crosscoder:
     state = {name: tensor.view(-1, origin.n_models, d_in) for name, tensor in rows.items()}
     state |= {"b_enc": flat.b_enc, "b_dec": flat.b_dec.view(origin.n_models, d_in)}
     sparsity = _sparsity(flat, state["W_dec"], origin)
-    half = flat.b_enc.element_size() < 4
-    if half and sparsity.thresholds is not None and not torch.equal(sparsity.thresholds, flat.threshold):
+    wanted = flat.b_enc if flat.threshold is None else flat.threshold
+    if (
+        flat.b_enc.element_size() < 4
+        and sparsity.thresholds is not None
+        and not torch.equal(sparsity.thresholds, wanted)
+    ):
         return unflatten(flat.float(), origin)  # a logarithm in half precision may move them by a percent
     identity = Normalizer.identity(origin.n_models, d_in)
     for name, part in (("normalizer", identity), ("sparsity", sparsity)):
