@@ -8,6 +8,9 @@ normaliser.  The same object is a TransformerLens hook, an nnsight assignment an
 The error term is never touched: an edit adds ``Σ_j f_j · (something in the decoder rows)`` to the activations
 that came, so whatever the crosscoder does not explain stays exactly as it was.
 
+Only the chosen latents are encoded, and only their rows are held, where the sparsity judges each latent by itself
+(all but TopK and GroupMax): an edit of ten latents costs ten latents, and travels as such.
+
 The codes ``f`` need the activations of *both* models at the same tokens: ``other_acts`` is the other model's, a
 tensor of the same shape or a function of no arguments that gives them for the forward pass under way
 (``ModelPair.generate`` supplies one).
@@ -31,6 +34,8 @@ from tl_crosscoder.types import BASE, TUNED, Edit
 OtherActs = Tensor | Callable[[], Tensor]
 Latents = Iterable[int] | Tensor
 Part = Literal["whole", "difference"]
+#: Of more latents than this share, all are encoded: a copy of most of the weights would save nothing.
+FEW = 0.5
 
 
 def steer(
@@ -69,10 +74,13 @@ def ablate(
     ``part="difference"`` removes only what the other model does not have, ``f_j (d_j^model − d_j^other)``: the
     specific edit, which leaves what both models write alone.  Removing whole latents also removes the shared
     part and is not specific on narrow fine-tunes."""
-    removed = _raw_rows(crosscoder, model)
-    if part == "difference":
-        removed = removed - _raw_rows(crosscoder, _other(model))
-    return _add_codes(crosscoder, latents, other_acts, removed * (scale - 1), model, mask, onto="own")
+    other = _other(model)
+
+    def removed(rows: Tensor) -> Tensor:
+        written = rows[:, model] - rows[:, other] if part == "difference" else rows[:, model]
+        return written * (scale - 1)
+
+    return _add_codes(crosscoder, latents, other_acts, removed, model, mask, onto="own")
 
 
 def substitute(
@@ -94,10 +102,10 @@ def substitute(
 
     Source: Minder et al. 2025, arXiv:2504.02922, causal experiments.
     """
-    rows = _raw_rows(crosscoder, TUNED) - _raw_rows(crosscoder, BASE)
+    changed = lambda rows: rows[:, TUNED] - rows[:, BASE]
     bias = _bias_difference(crosscoder) if include_bias_difference else None
     onto = "own" if model == BASE else "other"
-    return _add_codes(crosscoder, latents, other_acts, rows, model, mask, onto=onto, bias=bias)
+    return _add_codes(crosscoder, latents, other_acts, changed, model, mask, onto=onto, bias=bias)
 
 
 def compose(*edits: Edit) -> Edit:
@@ -163,15 +171,19 @@ def _add_codes(
     crosscoder: Crosscoder,
     latents: Latents,
     other_acts: OtherActs,
-    rows: Float[Tensor, "d_sae d_in"],
+    rows_of: Callable[[Tensor], Tensor],
     model: int,
     mask: Tensor | None,
     *,
     onto: Literal["own", "other"],
     bias: Tensor | None = None,
 ) -> Edit:
-    """``onto + Σ_j f_j rows_j (+ bias)`` where ``mask``; f from the two models' true activations."""
-    chosen = latent_mask(crosscoder, latents)
+    """``onto + Σ_j f_j rows_j (+ bias)`` where ``mask``; f from the two models' true activations.
+
+    ``rows_of`` makes each latent's row of the models' raw rows [latent model d_in].
+    """
+    few, chosen = _cut_down(crosscoder, latent_mask(crosscoder, latents))
+    rows = rows_of(few.raw_rows().detach())
     other_model = _other(model)
 
     def edit(acts: Tensor, hook: object = None) -> Tensor:  # noqa: ARG001
@@ -185,9 +197,9 @@ def _add_codes(
         start = own if onto == "own" else other
         pair = torch.stack([own, other] if model < other_model else [other, own], dim=-2)
         where = _everywhere(acts) if mask is None else _fit(mask, acts)
-        device = crosscoder.W_dec.device
-        with evaluating(crosscoder):  # gradients pass through the activations, not through the codes
-            codes = crosscoder.encode_sparse(pair[where].to(device))
+        device = rows.device
+        with evaluating(few):  # gradients pass through the activations, not through the codes
+            codes = few.encode_sparse(pair[where].to(device))
             sequence = where.nonzero().to(device)[codes.tokens(), 0]
             allowed = chosen[codes.latents] if chosen.ndim == 1 else chosen[sequence, codes.latents]
             written = codes.with_values(codes.values * allowed).decode(rows).float()
@@ -197,6 +209,17 @@ def _add_codes(
         return result.to(acts.dtype)
 
     return edit
+
+
+def _cut_down(
+    crosscoder: Crosscoder, chosen: Bool[Tensor, "*seq d_sae"]
+) -> tuple[Crosscoder, Bool[Tensor, "*seq latent"]]:
+    """The crosscoder of the chosen latents alone, where that is smaller and possible, and their mask."""
+    ids = chosen.reshape(-1, chosen.shape[-1]).any(0).nonzero()[:, 0]
+    if len(ids) > FEW * crosscoder.d_sae or crosscoder.sparsity.restricted(ids) is None:
+        return crosscoder, chosen
+    ids = ids if len(ids) else ids.new_zeros(1)  # one latent, not chosen
+    return crosscoder.restricted(ids), chosen[..., ids]
 
 
 def _fit(mask: Tensor, acts: Tensor) -> Tensor:

@@ -201,6 +201,27 @@ class Crosscoder(nn.Module):
         folded.b_dec.copy_(self.normalizer.denormalise(self.b_dec[None])[0])
         return folded.train(self.training)
 
+    @torch.no_grad()
+    def restricted(self, latents: Int[Tensor, "latent"]) -> "Crosscoder":
+        """The crosscoder of these latents alone, in ``eval()``: their codes and rows are what they are here, at their cost.
+
+        Where the sparsity lets latents compete in ``eval()`` too (TopK), this crosscoder itself cannot be cut down: ValueError.
+        """
+        sparsity = self.sparsity.restricted(latents)
+        if sparsity is None:
+            raise ValueError(
+                f"{type(self.sparsity).__name__} lets latents compete for a place, so the codes of some depend on all"
+            )
+        config = {**self.config, "d_sae": len(latents), "sparsity": SPARSITIES.describe(sparsity)}
+        config |= {"partition": asdict(Partition()), "init": asdict(Init())}
+        with torch.device("meta"):
+            few = Crosscoder.from_config(config)
+        few.sparsity, few.normalizer, few.units = sparsity, self.normalizer, self.units
+        for name in ("W_enc_rows", "W_dec", "b_enc"):
+            setattr(few, name, nn.Parameter(getattr(self, name).detach()[latents]))
+        few.b_dec = nn.Parameter(self.b_dec.detach().clone())
+        return few.requires_grad_(False).eval()
+
     @property
     def config(self) -> dict[str, Any]:
         """A plain JSON description; ``from_config`` makes the same crosscoder, untrained and with an identity normaliser."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_crosscoder.dictionary.scores import Found, GivenScores, Scores
@@ -51,6 +51,10 @@ class Sparsity(nn.Module, ABC):
         chosen = pre_acts.new_zeros(pre_acts.shape, dtype=torch.bool)
         chosen[found.tokens, found.latents] = True
         return pre_acts.where(chosen, 0)
+
+    def restricted(self, latents: Int[Tensor, "latent"]) -> "Sparsity | None":  # noqa: ARG002
+        """What chooses among these latents alone as this one does in ``eval()``; None where the other latents have a say."""
+        return None
 
     @torch.no_grad()
     def divide(self, shard: Shard) -> None:

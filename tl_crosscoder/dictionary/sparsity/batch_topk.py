@@ -1,6 +1,7 @@
 """The k · batch largest scores of the batch while training; a fixed threshold afterwards."""
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from tl_crosscoder.dictionary.scores import Crowded, Found, Scores
@@ -56,6 +57,11 @@ class BatchTopK(Sparsity):
         check_k(self.k, d_sae)
         if self.k_max is not None:
             check_k(self.k_max, d_sae)
+
+    def restricted(self, latents: Int[Tensor, "latent"]) -> "BatchTopK":
+        made = BatchTopK(min(self.k, len(latents)))
+        made.threshold = self.threshold.clone()
+        return made
 
     def advance(self, step: int, steps: int) -> None:
         self.k_now = self.k

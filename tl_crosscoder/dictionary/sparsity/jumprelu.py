@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tl_crosscoder.dictionary.scores import Found, Scores
@@ -42,6 +42,11 @@ class JumpReLU(Sparsity):
                 f"this JumpReLU has thresholds for {len(self.log_threshold)} latents, not for d_sae={d_sae}; "
                 "give each crosscoder a JumpReLU of its own"
             )
+
+    def restricted(self, latents: Int[Tensor, "latent"]) -> "JumpReLU":
+        made = JumpReLU(self.init_threshold, self.bandwidth)
+        made.log_threshold = nn.Parameter(self.log_threshold.detach()[latents].clone())
+        return made
 
     @property
     def selects(self) -> bool:

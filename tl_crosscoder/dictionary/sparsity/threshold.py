@@ -1,7 +1,7 @@
 """A fixed threshold for each latent."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.dictionary.scores import Found, Scores
@@ -36,6 +36,9 @@ class Threshold(Sparsity):
             self.threshold = torch.full((d_sae,), float("nan"))
         elif len(self.threshold) != d_sae:
             raise ValueError(f"these are thresholds for {len(self.threshold)} latents, not for d_sae={d_sae}")
+
+    def restricted(self, latents: Int[Tensor, "latent"]) -> "Threshold | None":
+        return None if self.threshold is None else Threshold.of(self.threshold[latents])
 
     def choose(self, scores: Scores) -> Found:
         if self.threshold is None or self.threshold.isnan().any():
