@@ -2,20 +2,21 @@ import pytest
 import torch
 
 from tests.analysis.crosscoders import random_acts, random_crosscoder
-from tl_crosscoder.analysis.latent_scaling import latent_scaling
+from tl_crosscoder.analysis.base import run
+from tl_crosscoder.analysis.latent_scaling import TARGETS, LatentScaling, latent_scaling
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.sparsity import ReLU
 from tl_crosscoder.types import BASE, TUNED
 
 
-def naive(crosscoder, x):
+def naive(crosscoder, x, direction=None):
     """The definition, latent by latent, by least squares on the stacked target."""
     f = crosscoder.encode(x)
     target = crosscoder.normalizer.normalise(x)
     estimate = crosscoder.normalizer.normalise(crosscoder.decode(f))
     out = {}
     for j in range(crosscoder.d_sae):
-        d = crosscoder.W_dec[j, TUNED]
+        d = crosscoder.W_dec[j, TUNED] if direction is None else direction[j]
         design = torch.outer(f[:, j], d).flatten()[:, None]
         for side, m in (("base", BASE), ("tuned", TUNED)):
             own = torch.outer(f[:, j], crosscoder.W_dec[j, m])
@@ -23,6 +24,8 @@ def naive(crosscoder, x):
                 "error": target[:, m] - (estimate[:, m] - own),
                 "recon": estimate[:, m],
                 "recon_no_bias": estimate[:, m] - crosscoder.b_dec[m],
+                "act": target[:, m],
+                "act_no_bias": target[:, m] - crosscoder.b_dec[m],
             }
             for name, y in targets.items():
                 fired = bool((f[:, j] > 0).any())
@@ -35,15 +38,103 @@ def naive(crosscoder, x):
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in out.items()}
 
 
+def agree(got, want, ratio=("base", "tuned")):
+    for name, values in want.items():
+        torch.testing.assert_close(got[name], values, rtol=1e-9, atol=1e-9, equal_nan=True)
+    for target in TARGETS:
+        other, probed = (want[f"beta_{target}_{side}"] for side in ratio)
+        torch.testing.assert_close(got[f"nu_{target}"], other / probed, rtol=1e-8, atol=1e-8, equal_nan=True)
+
+
 @torch.no_grad()
 def test_one_streaming_pass_equals_least_squares_latent_by_latent():
     crosscoder, x = random_crosscoder(dead=[4]), random_acts()
-    got, want = latent_scaling(crosscoder, [x]), naive(crosscoder, x)
-    for name, values in want.items():
-        torch.testing.assert_close(got[name], values, rtol=1e-9, atol=1e-9, equal_nan=True)
-    for target in ("error", "recon", "recon_no_bias"):
-        ratio = want[f"beta_{target}_base"] / want[f"beta_{target}_tuned"]
-        torch.testing.assert_close(got[f"nu_{target}"], ratio, rtol=1e-8, atol=1e-8, equal_nan=True)
+    agree(latent_scaling(crosscoder, [x]), naive(crosscoder, x))
+
+
+@torch.no_grad()
+def test_the_base_probe_equals_least_squares_along_the_base_decoder_with_tuned_over_base():
+    crosscoder, x = random_crosscoder(dead=[4]), random_acts()
+    want = naive(crosscoder, x, crosscoder.W_dec[:, BASE])
+    agree(latent_scaling(crosscoder, [x], "base"), want, ("tuned", "base"))
+
+
+@torch.no_grad()
+def test_either_probe_is_that_of_each_latents_longer_decoder():
+    crosscoder, x = random_crosscoder(), random_acts()
+    analysis = LatentScaling(crosscoder, "either")
+    run(crosscoder, [x], [analysis])
+    norms = crosscoder.decoder_norms()
+    longer = (norms[:, TUNED] >= norms[:, BASE]).long()
+    assert torch.equal(analysis.probed(), longer) and 0 < longer.sum() < len(longer)
+    own = [latent_scaling(crosscoder, [x], probe) for probe in ("base", "tuned")]
+    for name, values in analysis.columns().items():
+        want = torch.where(longer == TUNED, own[TUNED][name], own[BASE][name])
+        torch.testing.assert_close(values, want, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_swapping_the_models_and_the_probe_leaves_every_ratio_as_it_was():
+    crosscoder, x = random_crosscoder(), random_acts()
+    before = latent_scaling(crosscoder, [x], "tuned")
+    for weights in (crosscoder.W_dec, crosscoder.W_enc_rows):
+        weights.copy_(weights.flip(1))
+    for part in (crosscoder.b_dec, crosscoder.normalizer.mean, crosscoder.normalizer.scale):
+        part.copy_(part.flip(0))
+    after = latent_scaling(crosscoder, [x.flip(1)], "base")
+    for target in TARGETS:
+        torch.testing.assert_close(after[f"nu_{target}"], before[f"nu_{target}"], rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_directions_of_ones_own_stand_in_for_the_tuned_decoder():
+    crosscoder, x = random_crosscoder(), random_acts()
+    directions = torch.randn(11, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    analysis = LatentScaling(crosscoder, directions=directions)
+    run(crosscoder, [x], [analysis])
+    agree(analysis.columns(), naive(crosscoder, x, directions))
+    with pytest.raises(ValueError, match="tuned"):
+        LatentScaling(crosscoder, "base", directions)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("target", ["act", "error"])
+def test_planted_betas_are_found_to_five_digits(target):
+    # y = Σ beta_j f_j d_j + noise off all d_j, d_j orthogonal, a tenth of the codes active, beta ~ 5 N(0, 1)
+    g = torch.Generator().manual_seed(0)
+    d_in, d_sae, n = 24, 16, 2000
+    basis = torch.linalg.qr(torch.randn(d_in, d_in, generator=g, dtype=torch.float64)).Q
+    rows = basis[:d_sae] * (0.5 + torch.rand(d_sae, 1, generator=g, dtype=torch.float64))
+    codes = torch.rand(n, d_sae, generator=g, dtype=torch.float64) + 0.1
+    codes *= torch.rand(n, d_sae, generator=g) < 0.1
+    beta = 5 * torch.randn(d_sae, generator=g, dtype=torch.float64)
+    noise = torch.randn(n, d_in - d_sae, generator=g, dtype=torch.float64) @ basis[d_sae:]
+    crosscoder = Crosscoder(d_in, d_sae, ReLU()).double()
+    crosscoder.W_enc_rows.zero_()
+    crosscoder.W_enc_rows[:, TUNED] = rows / rows.square().sum(
+        1, keepdim=True
+    )  # reads the codes off the tuned model
+    crosscoder.W_dec[:, TUNED] = rows
+    crosscoder.W_dec[:, BASE] = 0  # so that the base model's error is its activation
+    x = torch.stack([(beta * codes) @ rows + noise, codes @ rows], 1)
+    columns = latent_scaling(crosscoder, x.split(300))
+    torch.testing.assert_close(columns[f"beta_{target}_base"], beta, rtol=1e-5, atol=0)
+    torch.testing.assert_close(columns[f"nu_{target}"], beta, rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_error_with_the_own_part_put_back_equals_the_tensor_written_out():
+    crosscoder, x = random_crosscoder(), random_acts()
+    f, target = crosscoder.encode(x), crosscoder.normalizer.normalise(x)
+    estimate = crosscoder.normalizer.normalise(crosscoder.decode(f))
+    # y[j, i] = x_i − (x̂_i − f_ij d_j), all latents at once
+    own = torch.einsum("nj,jmd->jnmd", f, crosscoder.W_dec)
+    y = (target - estimate)[None] + own
+    d = crosscoder.W_dec[:, TUNED]
+    beta = torch.einsum("nj,jd,jnmd->jm", f, d, y) / (d.square().sum(1) * f.square().sum(0))[:, None]
+    got = latent_scaling(crosscoder, [x])
+    for side, m in (("base", BASE), ("tuned", TUNED)):
+        torch.testing.assert_close(got[f"beta_error_{side}"], beta[:, m], rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()
@@ -93,7 +184,7 @@ def test_identical_models_with_identical_decoders_scale_by_one():
     x = random_acts()
     x[:, BASE] = x[:, TUNED]
     columns = latent_scaling(crosscoder, [x])
-    for name in ("nu_error", "nu_recon", "nu_recon_no_bias"):
+    for name in map("nu_{}".format, TARGETS):
         torch.testing.assert_close(columns[name], torch.ones(11, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
