@@ -27,6 +27,10 @@ from .dictionary.synthetic import SyntheticPair as SyntheticPair
 from .diffing.config import DiffConfig as DiffConfig
 from .diffing.report import DiffReport as DiffReport
 from .diffing.run import diff as diff
+from .hub.sae_lens.convert import from_sae_lens as from_sae_lens
+from .hub.sae_lens.convert import to_sae_lens as to_sae_lens
+from .hub.sae_lens.views import as_sae as as_sae
+from .hub.sae_lens.views import paired as paired
 from .hub.save import load as load
 from .hub.save import save as save
 from .interventions import ablate as ablate

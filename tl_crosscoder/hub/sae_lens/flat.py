@@ -31,6 +31,17 @@ class Flat:
         found = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
+    def encode(self, x: Float[Tensor, "batch _"]) -> Float[Tensor, "batch d_sae"]:
+        """As SAE-Lens does it: densely."""
+        pre_acts = x @ self.W_enc + self.b_enc
+        if self.threshold is not None:
+            return pre_acts.relu() * (pre_acts > self.threshold)
+        values, latents = pre_acts.topk(self.k or 0, dim=-1)
+        return torch.zeros_like(pre_acts).scatter_(-1, latents, values.relu())
+
+    def decode(self, acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch _"]:
+        return acts @ self.W_dec + self.b_dec
+
     def float(self) -> "Flat":
         """In float32."""
         return Flat(**{name: tensor.float() for name, tensor in self.tensors().items()}, k=self.k)
