@@ -5,11 +5,11 @@ from pathlib import Path
 from torch import Tensor
 
 from tl_crosscoder.errors import CorruptFile
-from tl_crosscoder.files import read_header
+from tl_crosscoder.files import StoredTensor, read_header
 
 
-def check_header(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
-    """Refuse a safetensors file unless it holds exactly the expected names and shapes, in one float dtype."""
+def check_header(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
+    """What a safetensors file holds, unless it is not exactly the expected names and shapes, in one float dtype: CorruptFile."""
     stored = read_header(path, expected)
     for name, shape in expected.items():
         if stored[name].shape != shape:
@@ -20,6 +20,7 @@ def check_header(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
             raise CorruptFile(f"{path}: {name!r} wants a float dtype, got {stored[name].dtype}")
     if len(dtypes := {tensor.dtype for tensor in stored.values()}) > 1:
         raise CorruptFile(f"{path}: the tensors differ in dtype: {', '.join(sorted(dtypes))}")
+    return stored
 
 
 def check_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tl_crosscoder import __version__
@@ -19,9 +18,10 @@ from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.errors import CorruptFile
 from tl_crosscoder.files import read_json, replaced_folder
-from tl_crosscoder.hub.guard import check_header, check_tensors
+from tl_crosscoder.hub.guard import check_header
 from tl_crosscoder.hub.sae_lens.artifact import FOLDER, fill, refuse_other_files
 from tl_crosscoder.hub.sae_lens.thresholds import inexpressible, refuse_inexpressible
+from tl_crosscoder.hub.tensors import SafetensorsWeights, read
 
 FORMAT_VERSION = 2
 AXES = {
@@ -82,10 +82,11 @@ def save(
     return directory
 
 
-def load(directory: str | Path) -> Crosscoder:
-    """The crosscoder that ``save`` wrote, bit-equal, on the CPU and in ``eval()``.
+def load(directory: str | Path, dtype: torch.dtype | None = None) -> Crosscoder:
+    """The crosscoder that ``save`` wrote, bit-equal, or in another ``dtype``; on the CPU and in ``eval()``.
 
-    Raises CorruptFile, with the reason, for a file that is truncated, altered or hostile, before anything of its size is allocated.
+    The weights are read straight to their places, so that nothing is in memory twice.  Raises CorruptFile, with the reason, for a file
+    that is truncated, altered or hostile, before anything of its size is allocated.
     """
     directory = Path(directory)
     config = read_config(directory)["crosscoder"]
@@ -96,13 +97,12 @@ def load(directory: str | Path) -> Crosscoder:
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise CorruptFile(f"{directory / CONFIG}: {error}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in _named(crosscoder).items()}
-    check_header(directory / WEIGHTS, expected)
-    tensors = load_file(directory / WEIGHTS)
-    check_tensors(directory / WEIGHTS, tensors)
-    if not all((tensors[name] > 0).all() for name in ("scale", "units.scale") if name in tensors):
+    weights = SafetensorsWeights(directory / WEIGHTS, check_header(directory / WEIGHTS, expected))
+    state = {_inside(name): read(weights, name, dtype) for name in expected if name != "W_enc"}
+    if not all((state[name] > 0).all() for name in ("normalizer.scale", "units.scale") if name in state):
         raise CorruptFile(f"{directory / WEIGHTS}: a scale is not above 0")
-    state = {_inside(name): tensor.clone() for name, tensor in tensors.items() if name != "W_enc"}
-    state["W_enc_rows"] = rearrange(tensors["W_enc"], "model d_in d_sae -> d_sae model d_in").contiguous()
+    state["W_enc_rows"] = torch.empty_like(state["W_dec"])
+    weights.read_into("W_enc", state["W_enc_rows"].permute(1, 2, 0))
     crosscoder.load_state_dict(state, assign=True)
     return crosscoder.eval()
 
