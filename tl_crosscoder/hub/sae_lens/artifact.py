@@ -55,10 +55,11 @@ def read_sae_lens(folder: str | Path) -> Crosscoder:
             "many models its activations are of"
         ) from None
     try:
-        found, shapes, k = origin(block), _shapes(config), _plain(config)
+        k, shapes, dtype = _plain(config), _shapes(config), DTYPES[config["dtype"]]
+        found = origin(block, dtype)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
         raise CorruptFile(f"{folder / CONFIG}: {error}") from error
-    return _read(folder, shapes, found, k, DTYPES[config["dtype"]])
+    return _read(folder, shapes, found, k, dtype)
 
 
 def fill(folder: Path, crosscoder: Crosscoder, extra: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def from_sae_lens(sae: "SAE", *, n_models: int | None = None) -> Crosscoder:
     """
     flat, block = flat_of(sae), sae.cfg.metadata.crosscoder
     if isinstance(block, dict):
-        return unflatten(flat, origin(block))
+        return unflatten(flat, origin(block, flat.b_dec.dtype))
     if n_models is None:
         raise ValueError(
             "this SAE does not say of how many models its activations are (no metadata.crosscoder); pass n_models=2 if they "

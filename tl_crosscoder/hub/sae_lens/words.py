@@ -66,8 +66,8 @@ def cfg(crosscoder: Crosscoder, flat: Flat, extra: dict[str, Any]) -> dict[str, 
     }
 
 
-def origin(block: dict[str, Any]) -> Origin:
-    """How the weights came about, by the block ``metadata.crosscoder``.
+def origin(block: dict[str, Any], dtype: torch.dtype) -> Origin:
+    """How weights of this precision came about, by the block ``metadata.crosscoder``.
 
     A broken block raises KeyError, TypeError, ValueError, AttributeError or RuntimeError.
     """
@@ -76,13 +76,13 @@ def origin(block: dict[str, Any]) -> Origin:
             f"metadata.crosscoder has the schema {block['schema']!r}, this library reads {SCHEMA}; upgrade tl-crosscoder"
         )
     n, d_in = block["n_models"], block["d_in"]
-    mean = torch.zeros(n, d_in, dtype=torch.float64)
+    mean = torch.zeros(n, d_in, dtype=dtype)
     if block["model_means"] is not None:
-        mean = torch.tensor(block["model_means"], dtype=torch.float64)
-    scale = torch.tensor(block["model_scales"], dtype=torch.float64)
+        mean = torch.tensor(block["model_means"], dtype=dtype)
+    scale = torch.tensor(block["model_scales"], dtype=dtype)
     if mean.shape != (n, d_in) or scale.shape != (n,):
         raise ValueError("model_means or model_scales is not one for each model")
-    sparsity = SPARSITIES.build(block["sparsity"])
+    sparsity = SPARSITIES.build(block["sparsity"]).to(dtype)
     for part, threshold in zip(_batch_topks(sparsity), block["thresholds"], strict=True):
         part.threshold.fill_(threshold)
     return Origin(

@@ -73,7 +73,7 @@ class JointSAE(SAE):
         """The crosscoder of this library that computes the same; its weights are copies."""
         tensors = {name: p.detach().clone() for name, p in self.named_parameters()}
         return unflatten(
-            Flat(**tensors, k=getattr(self.cfg, "k", None)), origin(self.cfg.metadata.crosscoder)
+            Flat(**tensors, k=getattr(self.cfg, "k", None)), origin(self.cfg.metadata.crosscoder, self.dtype)
         )
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Any:
