@@ -145,7 +145,7 @@ def behaviour_removal(
     for behaviour in behaviours:
         prompts = Corpus.prompts(list(behaviour.heldout), pair.tokenizer)
         plain = own_answers(pair, prompts, max_new_tokens=max_new_tokens)
-        on_answers = _firing_on(crosscoder, pair, plain.select(range(len(prompts), len(plain))))
+        on_answers = firing_on(crosscoder, pair, plain.select(range(len(prompts), len(plain))))
         firing.append(_firing_table(behaviour.name, on_answers, table, order[:10]))
         sets = {f"top {n}": [order[:n]] for n in sizes} | ({"matched random": draws} if draws else {})
         alike = same_firing(table, on_answers["mass"].to_numpy(), len(most), exclude=most)
@@ -231,7 +231,7 @@ def _assistant_text(answers: Corpus, tokenizer) -> list[str]:
     return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
 
 
-def _firing_on(crosscoder: Crosscoder, pair: ModelPair, answers: Corpus) -> pd.DataFrame:
+def firing_on(crosscoder: Crosscoder, pair: ModelPair, answers: Corpus) -> pd.DataFrame:
     """For each latent, over the answers' own tokens: the share it fires on, the mean norm it writes into the tuned model."""
     count = torch.zeros(crosscoder.d_sae, dtype=torch.float64)
     total, tokens = torch.zeros_like(count), 0
@@ -256,9 +256,14 @@ def _firing_table(
             "latent": latents,
             "frequency_on_answers": here.to_numpy(),
             "frequency_elsewhere": elsewhere.to_numpy(),
-            "fires_on_it": ((here >= 0.05) & (here >= 10 * elsewhere)).to_numpy(),
+            "fires_on_it": fires_on_it(here, elsewhere).to_numpy(),
         }
     )
+
+
+def fires_on_it(here: pd.Series, elsewhere: pd.Series) -> pd.Series:
+    """True for latents active on at least 5 % of a behaviour's own tokens and ten times as often there as elsewhere."""
+    return (here >= 0.05) & (here >= 10 * elsewhere)
 
 
 def _rates(behaviour: Behaviour, drawn: _Said) -> dict[str, float | None]:
