@@ -85,8 +85,8 @@ def save(
 def load(directory: str | Path, dtype: torch.dtype | None = None) -> Crosscoder:
     """The crosscoder that ``save`` wrote, bit-equal, or in another ``dtype``; on the CPU and in ``eval()``.
 
-    The weights are read straight to their places, so that nothing is in memory twice.  Raises CorruptFile, with the reason, for a file
-    that is truncated, altered or hostile, before anything of its size is allocated.
+    The weights are read straight to their places, so that nothing is in memory twice.  Raises CorruptFile, with the reason, for a
+    file that is truncated, altered or hostile, before anything of its size is allocated.
     """
     directory = Path(directory)
     config = read_config(directory)["crosscoder"]
