@@ -1,8 +1,23 @@
 """The metadata of an SAE of two models, which no single model may take for one of its own."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from sae_lens.saes.sae import SAEMetadata
+
+_both: ContextVar[bool] = ContextVar("both models are run as one", default=False)
+
+
+@contextmanager
+def attaching_to_both() -> Iterator[None]:
+    """Inside, an SAE of two models may be attached."""
+    token = _both.set(True)
+    try:
+        yield
+    finally:
+        _both.reset(token)
 
 
 class JointMetadata(SAEMetadata):
@@ -14,6 +29,8 @@ class JointMetadata(SAEMetadata):
 
     @property
     def hook_name_out(self) -> None:
+        if _both.get():
+            return
         raise ValueError(
             "this SAE reads the activations of two models side by side, so that it cannot be attached to one.  Attach its exact "
             "half, tl_crosscoder.paired(crosscoder, model, hook=...), or an approximation that needs no second model, "
@@ -21,5 +38,4 @@ class JointMetadata(SAEMetadata):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "JointMetadata":
-        plain = super().__deepcopy__(memo)
-        return JointMetadata(**plain.to_dict())
+        return JointMetadata(**super().__deepcopy__(memo).to_dict())
