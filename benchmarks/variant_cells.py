@@ -7,24 +7,17 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from variant_grid import Study, Variant
 
-from tl_crosscoder.analysis.decoder_norms import DecoderNorms, mirror_pairs
-from tl_crosscoder.analysis.firing import Firing
-from tl_crosscoder.analysis.latent_scaling import LatentScaling
-from tl_crosscoder.analysis.reconstruction import Reconstruction
-from tl_crosscoder.analysis.table import latent_table, tuned_specific
+from tl_crosscoder.analysis.marks import marks
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.difference import difference
 from tl_crosscoder.dictionary.synthetic import SyntheticPair
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.train import train
 
-#: A concept is found where one latent's activation correlates with its strength at least so much.
-FOUND = 0.85
 #: How far the number of active latents may be from what is asked for, on the tokens that the search looks at.
 TOLERANCE = 0.04
 MAX_TRAININGS = 8
@@ -98,45 +91,3 @@ def _next_guess(tried: list[tuple[float, float]]) -> float:
 def active_latents(study: Study, crosscoder: Crosscoder, n: int = 10_000) -> float:
     """Mean active latents per token of fresh activations."""
     return crosscoder.encode_sparse(study.pair.sample(n, seed=5).x).l0
-
-
-def marks(pair: SyntheticPair, crosscoder: Crosscoder, n: int = 20_000) -> dict[str, Any]:
-    """How good a dictionary is, by what was planted; of a dictionary of the difference, what is defined for one."""
-    compares = crosscoder.n_models > 1
-    batches = pair.sample(n, seed=7).x.split(4096)
-    makes = [DecoderNorms, Firing, LatentScaling, Reconstruction] if compares else [Firing, Reconstruction]
-    parts = [make(crosscoder) for make in makes]
-    table = latent_table(crosscoder, batches if compares else difference(batches), parts)
-    metrics = table.attrs["metrics"]
-    row = {"l0": metrics["l0"], "dead": metrics["dead_fraction"], "fve": metrics["fve"] if compares else None}
-    row["fve_difference"] = metrics["fve_difference" if compares else "fve"]
-    row |= found(pair, crosscoder, n)
-    if not compares:
-        return row
-    labels, fired = pair.label(crosscoder, n), table["n_fired"]
-    by_norm, by_scaling = table["class"] == "tuned_only", tuned_specific(table) & (fired > 0)
-    for name, called in {"norm": by_norm, "gated": by_norm & by_scaling, "nu": by_scaling}.items():
-        score = pair.mark(labels, torch.tensor(called.to_numpy()))
-        row |= {f"{name}_precision": score.precision, f"{name}_recall": score.recall}
-        row[f"{name}_calls"] = score.calls
-    row["mirror_pairs"] = mirror_pairs(crosscoder, fired)
-    row["largest_delta_norm"] = table.loc[fired > 0, "delta_norm"].max()
-    return row
-
-
-def found(pair: SyntheticPair, crosscoder: Crosscoder, n: int) -> dict[str, float]:
-    """``found``: the share of concepts with a latent of their own (FOUND); ``mcc``: mean correlation; ``_tuned``: of tuned-only.
-
-    Of a dictionary of the difference, concepts of equal strength in both models are not asked for.
-    """
-    recovery = pair.recovery(crosscoder, n)
-    if crosscoder.n_models == 1:
-        recovery = recovery[recovery["kind"] != "shared"]
-    correlation = np.asarray(recovery["correlation"])
-    tuned = correlation[np.asarray(recovery["kind"] == "tuned")]
-    return {
-        "found": float((correlation >= FOUND).mean()),
-        "mcc": float(correlation.mean()),
-        "found_tuned": float((tuned >= FOUND).mean()),
-        "mcc_tuned": float(tuned.mean()),
-    }
