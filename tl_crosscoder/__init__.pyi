@@ -52,6 +52,7 @@ from .models.drop import Drop as Drop
 from .models.pair import ModelPair as ModelPair
 from .models.stream import stream as stream
 from .models.tokens import TokenBatch as TokenBatch
+from .studies.activation_difference import activation_difference as activation_difference
 from .studies.behaviour import behaviour_removal as behaviour_removal
 from .studies.scaling import latent_scaling_study as latent_scaling_study
 from .studies.judge import Judge as Judge

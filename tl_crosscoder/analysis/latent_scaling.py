@@ -41,7 +41,7 @@ class LatentScaling(Analysis):
 
     ``probe="base"`` asks the mirrored question: d_j is the base decoder's and the ratios are tuned / base, near 0
     for what is truly base-only.  ``probe="either"`` takes each latent's longer decoder (:meth:`probed` says
-    whose).  ``directions`` are probes of one's own in the place of the tuned decoder's: controls.
+    whose).  ``directions`` are probes of one's own in the place of the decoder's: controls.
 
     All latents and targets come out of one pass: with ``C_j = Σ f²`` the normal equations need only ``Σ_i f_ij
     ⟨d_j, e_i⟩`` and ``Σ_i f_ij ⟨d_j, x̂_i⟩``, since ``⟨d_j, e_i + f_ij d_j^m⟩ = ⟨d_j, e_i⟩ + f_ij ⟨d_j,
@@ -61,8 +61,6 @@ class LatentScaling(Analysis):
         super().__init__(crosscoder)
         if probe not in ("tuned", "base", "either"):
             raise ValueError(f"no probe {probe!r}; known: tuned, base, either")
-        if directions is not None and probe != "tuned":
-            raise ValueError(f"directions stand in for the tuned decoder's; got them with probe={probe!r}")
         self.probe, self.directions = probe, directions
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=crosscoder.W_dec.device)
         self.square, self.mass = zeros(crosscoder.d_sae), zeros(crosscoder.d_sae)
