@@ -1,5 +1,6 @@
 """A crosscoder from wherever and whoever: a repository on the Hub or a path, in any format that is known here."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,24 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import UnreadableFormat
 from tl_crosscoder.hub.fit import Fit, check_fit
 from tl_crosscoder.hub.formats.base import Conventions, Given
+from tl_crosscoder.hub.formats.contents import Contents
 from tl_crosscoder.hub.formats.detect import described, detect
+from tl_crosscoder.hub.formats.native import Native
 from tl_crosscoder.hub.source import Source, parse_source
+from tl_crosscoder.hub.wanted import wanted
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a crosscoder was loaded from, what its files mean, and what was measured; ``fit`` is None where nothing was."""
+    """Where a crosscoder was loaded from, what its files mean, and what was measured; ``fit`` is None where nothing was.
+
+    ``extra``: for :func:`tl_crosscoder.save` to keep with it: its own, of a crosscoder that was saved here, else the conventions.
+    """
 
     source: str
     conventions: Conventions
     fit: Fit | None
+    extra: dict[str, Any]
 
 
 _ORIGINS: WeakKeyDictionary[Crosscoder, Origin] = WeakKeyDictionary()
@@ -59,7 +67,7 @@ def load(
     _agree(str(contents.folder), said, given)
     crosscoder = form.read(contents, given)
     fit = None if check is None else check_fit(crosscoder, check, said)
-    _ORIGINS[crosscoder] = Origin(str(place), said, fit)
+    _ORIGINS[crosscoder] = Origin(str(place), said, fit, _extra(str(place), said, contents))
     return crosscoder
 
 
@@ -79,21 +87,12 @@ def _local(place: Source | Path, token: str | bool | None, cache: str | Path | N
     return download(place, names, token=token, cache=cache)
 
 
-def wanted(place: Source, files: list[str]) -> tuple[str, ...]:
-    """Patterns of the files to download: settings and weights; pickled weights only where there are no others."""
-    here = [path for path in files if "/" not in path]
-    for suffix in (".safetensors", ".pt", ".pth"):
-        if any(path.endswith(suffix) for path in here):
-            return ("*.json", "*.yaml", f"*{suffix}")
-    folders = sorted(
-        {path.rsplit("/", 1)[0] for path in files if path.endswith((".safetensors", ".pt", ".pth"))}
-    )
-    where = (
-        f"there are weights in {', '.join(folders[:8]):.300}; name one: {place}:{folders[0]}"
-        if folders
-        else "nor anywhere below it"
-    )
-    raise UnreadableFormat(f"{place}: no .safetensors or .pt file there, {where}")
+def _extra(source: str, said: Conventions, contents: Contents) -> dict[str, Any]:
+    if said.format == Native.name:
+        return contents.settings["extra"]
+    hook = re.search(r"blocks\.\d+\.hook_resid_post", said.hook)
+    from_there = {"source": source, **said.as_dict(), "notes": list(said.notes)}
+    return {"imported": from_there, **({"hook": hook[0]} if hook else {})}
 
 
 def _agree(folder: str, said: Conventions, given: Given) -> None:

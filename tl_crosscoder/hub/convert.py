@@ -1,0 +1,132 @@
+"""One crosscoder in the files of another tool."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU
+from tl_crosscoder.errors import UnreadableFormat
+from tl_crosscoder.files import replaced_folder
+from tl_crosscoder.hub.sae_lens.artifact import write_sae_lens
+from tl_crosscoder.hub.save import save
+
+#: Their numbers for our code norms.
+CODE_NORMS = {"sum": (1, "CROSSCODER"), "l2": (2, "SAE"), "none": (4, "NONE")}
+THEIRS = {"config.json", "model.safetensors"}
+
+
+def convert(
+    crosscoder: Crosscoder, to: str, folder: str | Path, *, extra: dict[str, Any] | None = None
+) -> Path:
+    """The folder, now holding the crosscoder as ``to`` has it: ``tl-crosscoder``, ``sae-lens`` or ``dictionary_learning``.
+
+    Codes and reconstructions stay what they are; to dictionary_learning and back every weight keeps its bits.  SAE-Lens has no
+    normaliser: there it is folded into the weights, and comes back folded.  Raises UnreadableFormat or ValueError, before anything
+    is written, for what the other format has no place for.  ``extra`` as :func:`tl_crosscoder.save` takes it.
+    """
+    if to not in WRITERS:
+        raise KeyError(f"no format named {to!r} to convert to; known: {', '.join(WRITERS)}")
+    return WRITERS[to](crosscoder, Path(folder).resolve(), extra)
+
+
+def _write_ours(crosscoder: Crosscoder, folder: Path, extra: dict[str, Any] | None) -> Path:
+    return save(crosscoder, folder, extra=extra)
+
+
+def _write_sae_lens(crosscoder: Crosscoder, folder: Path, extra: dict[str, Any] | None) -> Path:
+    return write_sae_lens(crosscoder, folder, extra=extra)
+
+
+def write_dictionary_learning(
+    crosscoder: Crosscoder, folder: Path, extra: dict[str, Any] | None = None
+) -> Path:
+    """The folder, now one that the family's ``from_pretrained`` reads: config.json and model.safetensors.
+
+    Of a normaliser the family keeps a standard deviation for each number; here all of a model's are the same, and make its scale.
+    """
+    _refuse(crosscoder)
+    if folder.exists() and (others := sorted({entry.name for entry in folder.iterdir()} - THEIRS)):
+        raise FileExistsError(f"{folder} holds {others[0]!r}; convert to a folder of its own")
+    number, name = CODE_NORMS[crosscoder.code_norm]
+    batch_topk = isinstance(crosscoder.sparsity, BatchTopK)
+    tensors = {
+        "encoder.weight": crosscoder.W_enc.detach(),
+        "encoder.bias": crosscoder.b_enc.detach(),
+        "decoder.weight": crosscoder.W_dec.detach().permute(1, 0, 2),
+        "decoder.bias": crosscoder.b_dec.detach(),
+        "code_normalization_id": torch.tensor(number),
+        "target_rms": torch.tensor(1.0),
+        **_normaliser(crosscoder),
+    }
+    config = {
+        "activation_dim": crosscoder.d_in,
+        "dict_size": crosscoder.d_sae,
+        "num_layers": crosscoder.n_models,
+        "code_normalization": name,
+        "target_rms": 1.0,
+        "dict_class": "BatchTopKCrossCoder" if batch_topk else "CrossCoder",
+        "trainer": _trainer(extra or {}),
+    }
+    if isinstance(crosscoder.sparsity, BatchTopK):
+        tensors |= {"k": torch.tensor(crosscoder.sparsity.k), "threshold": crosscoder.sparsity.threshold}
+        config["k"] = crosscoder.sparsity.k
+    with replaced_folder(folder) as new:
+        text = json.dumps(
+            {key: value for key, value in config.items() if value is not None}, indent=1, allow_nan=False
+        )
+        (new / "config.json").write_text(text + "\n", encoding="utf-8")
+        save_file(
+            {key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, new / "model.safetensors"
+        )
+    return folder
+
+
+def _refuse(crosscoder: Crosscoder) -> None:
+    """What the family has no place for."""
+    sparsity = crosscoder.sparsity
+    reasons = {
+        f"the sparsity {type(sparsity).__name__}": not isinstance(sparsity, BatchTopK | ReLU),
+        "a BatchTopK without a threshold": isinstance(sparsity, BatchTopK) and not sparsity.threshold > 0,
+        "a k that is no whole number": isinstance(sparsity, BatchTopK) and type(sparsity.k) is not int,
+        "an encoder that takes the mean of the models": crosscoder.encoder != "sum",
+        "a folded normaliser (convert the crosscoder before folded())": crosscoder.units is not None,
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise UnreadableFormat(f"dictionary_learning has no place for {found[0]}")
+
+
+def _normaliser(crosscoder: Crosscoder) -> dict[str, Float[Tensor, "model *rest"]]:
+    """Their buffers; NaN is their word for no normaliser."""
+    mean, scale = crosscoder.normalizer.mean, crosscoder.normalizer.scale
+    if not mean.any() and (scale == 1).all():
+        nan = torch.full_like(mean, float("nan"))
+        return {
+            "activation_mean": nan,
+            "activation_std": nan.clone(),
+            "activation_global_scale": torch.ones_like(scale),
+        }
+    std = (1 / scale.double() / mean.shape[1] ** 0.5).to(mean.dtype)[:, None].expand_as(mean)
+    return {"activation_mean": mean, "activation_std": std, "activation_global_scale": scale}
+
+
+def _trainer(extra: dict[str, Any]) -> dict[str, Any] | None:
+    """The layer, where the hook is a layer's output."""
+    pair = extra.get("pair", extra)
+    words = str(pair.get("hook") or "").split(".") if isinstance(pair, dict) else []
+    if len(words) == 3 and words[1].isdigit() and words[2] == "hook_resid_post":
+        return {"layer": int(words[1])}
+    return None
+
+
+WRITERS: dict[str, Callable[[Crosscoder, Path, dict[str, Any] | None], Path]] = {
+    "tl-crosscoder": _write_ours,
+    "sae-lens": _write_sae_lens,
+    "dictionary_learning": write_dictionary_learning,
+}
