@@ -17,8 +17,8 @@ app = typer.Typer(
 )
 console = Console(stderr=True)
 
-# exit codes: wrong usage; models or data that do not fit together; no room on the disk
-USAGE, MISMATCH, DISK = 2, 3, 5
+# exit codes: wrong usage; models or data that do not fit together; the Hub; no room on the disk
+USAGE, MISMATCH, HUB, DISK = 2, 3, 4, 5
 
 
 @contextmanager
@@ -56,10 +56,12 @@ def _message(error: Exception) -> str:
 
 
 def exit_code(error: Exception) -> int:
-    from tl_crosscoder.errors import CrosscoderError, NotSaved
+    from tl_crosscoder.errors import CrosscoderError, HubError, NotSaved
 
     if isinstance(error, NotSaved):
         return DISK
+    if isinstance(error, HubError):
+        return HUB
     if isinstance(error, CrosscoderError):
         return MISMATCH
     return (

@@ -154,7 +154,7 @@ def _checked(file: Path, stored: Stored, entry: Entry | None) -> Path:
     try:
         if entry is not None:
             verify_file(file, entry)
-        elif stored.digest is not None and (found := _digest(file, stored.digest)) != stored.digest:
+        elif stored.digest is not None and (found := digest(file, stored.digest)) != stored.digest:
             raise CorruptFile(
                 f"{file}: checksum {found[:12]}…, where the Hub lists {stored.digest[:12]}…; it was altered on its way"
             )
@@ -165,7 +165,7 @@ def _checked(file: Path, stored: Stored, entry: Entry | None) -> Path:
     return file
 
 
-def _digest(file: Path, like: str) -> str:
+def digest(file: Path, like: str) -> str:
     """sha256, or the sha1 that git gives a file, whichever has as many digits."""
     if len(like) == 64:
         return sha256(file)

@@ -21,9 +21,9 @@ def persistently(call: Callable[[], Answer]) -> Answer:
         try:
             return call()
         except Exception as error:
-            if not _passing(error):
-                raise
-            if (pause := _asked_pause(error) or wait) > LONGEST_WAIT:
+            cause = _underlying(error)
+            pause = _asked_pause(cause) or wait
+            if not _passing(cause) or pause > LONGEST_WAIT:
                 raise
             time.sleep(pause * random.uniform(1, 1.25))  # apart from others who were turned away with us
     return call()
@@ -32,87 +32,105 @@ def persistently(call: Callable[[], Answer]) -> Answer:
 @contextmanager
 def explained(doing: str, repo: str) -> Iterator[None]:
     """Errors of the Hub's client leave the block as HubError and its kinds; ``doing`` opens each message."""
-    from huggingface_hub import errors
-
     try:
         yield
-    except HubError:
-        raise
-    except errors.OfflineModeIsEnabled as error:
-        raise HubUnreachable(f"{doing}: HF_HUB_OFFLINE is set, and this needs the Hub; unset it.") from error
-    except errors.LocalEntryNotFoundError as error:
-        if isinstance(error.__cause__, errors.HfHubHTTPError):
-            raise _of_status(doing, repo, error.__cause__) from error
-        raise HubUnreachable(
-            f"{doing}: the Hub cannot be reached, and this machine's cache lacks a part of {repo}; "
-            "fetch it once with a connection."
-        ) from error
-    except errors.GatedRepoError as error:
-        raise HubError(
-            f"{doing}: {repo} is gated; ask for access on its page, log in with `hf auth login`, then try again."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise HubError(
-            f"{doing}: there is no {repo}, or it is private and you are not logged in; "
-            "check the name, or log in with `hf auth login`."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise HubError(f"{doing}: {repo} has no such branch, tag or commit.") from error
-    except errors.RemoteEntryNotFoundError as error:
-        raise HubError(f"{doing}: a file that {repo} listed is not there any more; try again.") from error
-    except errors.HfHubHTTPError as error:
-        raise _of_status(doing, repo, error) from error
-    except _broken() as error:
-        raise HubUnreachable(
-            f"{doing}: no answer from the Hub, {type(error).__name__} {error}; check the connection and try again."
-        ) from error
-    except OSError as error:
-        if "Consistency check failed" not in str(error):
+    except Exception as error:
+        if (known := _explanation(repo, _underlying(error))) is None:
             raise
-        raise HubUnreachable(f"{doing}: it came cut short however often it was asked for.") from error
+        kind, words = known
+        raise kind(f"{doing}: {words}") from error
 
 
-def _of_status(doing: str, repo: str, error) -> HubError:
-    status, said = error.response.status_code, (error.server_message or "").strip()[:200]
-    said = f" ({said})" if said else ""
-    if status == 401:
-        return HubError(f"{doing}: the Hub does not accept the token; log in with `hf auth login`.{said}")
-    if status == 403:
-        return HubError(
-            f"{doing}: the token may not write to {repo}; it needs the write permission, and its owner a place in "
-            f"that organisation.{said}"
-        )
-    if status in (409, 412):
-        return HubConflict(
-            f"{doing}: someone else changed {repo} at the same time; look at it, then try again.{said}"
-        )
-    if status == 413:
-        return HubError(f"{doing}: the Hub refuses a file of this size.{said}")
-    if status == 429:
-        return HubError(f"{doing}: the Hub allows no more requests for now; try again in some minutes.{said}")
-    if status >= 500:
-        return HubError(
-            f"{doing}: the Hub answered {status} however often it was asked; try again later.{said}"
-        )
-    return HubError(f"{doing}: the Hub answered {status}.{said}")
-
-
-def _passing(error: Exception) -> bool:
+def _explanation(repo: str, error: BaseException) -> tuple[type[HubError], str] | None:
     from huggingface_hub import errors
 
+    words: tuple[tuple[type[Exception], type[HubError], str], ...] = (
+        (
+            errors.OfflineModeIsEnabled,
+            HubUnreachable,
+            "HF_HUB_OFFLINE is set, and this needs the Hub; unset it.",
+        ),
+        (
+            errors.LocalEntryNotFoundError,
+            HubUnreachable,
+            f"the Hub cannot be reached, and the cache of this machine lacks a part of {repo}; fetch it once with a connection.",
+        ),
+        (
+            errors.GatedRepoError,
+            HubError,
+            f"{repo} is gated; ask for access on its page, log in with `hf auth login`, then try again.",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            HubError,
+            f"there is no {repo}, or it is private and you may not see it; check the name, or log in with `hf auth login`.",
+        ),
+        (errors.RevisionNotFoundError, HubError, f"{repo} has no such branch, tag or commit."),
+        (errors.RemoteEntryNotFoundError, HubError, f"{repo} listed it, but it is not there; try again."),
+    )
+    for kind, ours, text in words:
+        if isinstance(error, kind):
+            return ours, text
     if isinstance(error, errors.HfHubHTTPError):
+        return _status(repo, error)
+    if isinstance(error, _broken()):
+        return (
+            HubUnreachable,
+            f"no answer from the Hub ({type(error).__name__}); check the connection and try again.",
+        )
+    if isinstance(error, OSError) and "Consistency check failed" in str(error):
+        return HubUnreachable, "it came cut short; check the connection and try again."
+    return None
+
+
+def _status(repo: str, error) -> tuple[type[HubError], str]:
+    status = error.response.status_code
+    said = f"  The Hub says: {error.server_message.strip()[:200]}" if error.server_message else ""
+    if status == 401:
+        return HubError, f"the Hub does not accept the token; log in with `hf auth login`.{said}"
+    if status == 403:
+        return (
+            HubError,
+            f"your token may not do this to {repo}; give it the permission to write, and take a name of yours or of an "
+            f"organisation you belong to.{said}",
+        )
+    if status in (409, 412):
+        return HubConflict, f"someone else changed {repo} at the same time; look at it, then try again.{said}"
+    if status == 429:
+        return HubError, f"the Hub allows no more requests for now; try again in some minutes.{said}"
+    if status >= 500:
+        return HubError, f"the Hub answered {status} however often it was asked; try again later.{said}"
+    return HubError, f"the Hub answered {status}.{said}"
+
+
+def _underlying(error: BaseException) -> BaseException:
+    """What an upload failed of, or why a file that is not in the cache could not be fetched either."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    cause = error.__cause__
+    if isinstance(error, RuntimeError) and isinstance(cause, _broken()):
+        return cause
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, HfHubHTTPError):
+        return cause
+    return error
+
+
+def _passing(error: BaseException) -> bool:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
         return error.response.status_code in PASSING
     return isinstance(error, _broken())
 
 
 def _broken() -> type[Exception]:
-    """What a broken connection raises: an error of whichever HTTP library the client of the Hub is built on."""
+    """What a broken connection raises: an error of whichever HTTP library the Hub's client is built on."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__[0]
 
 
-def _asked_pause(error: Exception) -> float | None:
+def _asked_pause(error: BaseException) -> float | None:
     """The seconds of a Retry-After header; dates and nonsense count as none."""
     asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
     return float(asked) if asked.isdecimal() else None

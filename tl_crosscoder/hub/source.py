@@ -63,6 +63,15 @@ def check_repo(repo: str) -> None:
         )
 
 
+def is_repo(name: str) -> bool:
+    """Whether it could be the name of a repository, owner and all."""
+    try:
+        check_repo(name)
+    except ValueError:
+        return False
+    return True
+
+
 def check_inside(path: str, what: str) -> None:
     """Refuse a path that is absolute, climbs, or means something else on another system."""
     parts = path.split("/")

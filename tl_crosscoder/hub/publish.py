@@ -1,0 +1,211 @@
+"""A crosscoder onto the Hub: laid out in a folder, checked, and committed as one, or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.files import read_json, sha256
+from tl_crosscoder.hub.card import card
+from tl_crosscoder.hub.manifest import paths_in, write_manifest
+from tl_crosscoder.hub.push import push
+from tl_crosscoder.hub.save import CONFIG, load, read_config, save
+from tl_crosscoder.hub.secrets import find_secrets
+from tl_crosscoder.hub.source import check_repo
+from tl_crosscoder.hub.study import Study
+
+README, TABLE, REPORT = "README.md", "latents.parquet", "report"
+LARGEST_METRICS = 64 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at; where it is ``needed`` and has not ``passed``, nothing is published."""
+
+    name: str
+    passed: bool
+    text: str
+    needed: bool = True
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What was published, or would be: ``files`` in bytes; ``commit`` is None after a dry run."""
+
+    repo: str
+    private: bool
+    files: dict[str, int]
+    card: str
+    checks: tuple[Check, ...]
+    commit: str | None = None
+
+    @property
+    def refused(self) -> list[Check]:
+        """The checks that forbid it."""
+        return [check for check in self.checks if check.needed and not check.passed]
+
+    @property
+    def url(self) -> str | None:
+        """The page of the commit."""
+        from huggingface_hub import constants
+
+        return f"{constants.ENDPOINT}/{self.repo}/tree/{self.commit}" if self.commit else None
+
+
+def publish(
+    what: Crosscoder | str | Path,
+    repo: str,
+    *,
+    license: str | None = None,
+    private: bool = True,
+    dry_run: bool = False,
+    report: bool | str | Path = False,
+    base_model: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    language: Sequence[str] = (),
+    table: pd.DataFrame | None = None,
+    metrics: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+    allow: Sequence[str] = (),
+    token: str | None = None,
+) -> Publication:
+    """What is on the Hub now under ``repo``, "owner/name", in one commit; with ``dry_run`` what would be, without a request.
+
+    ``what``: a run folder, the folder of a saved crosscoder, or a crosscoder, with the latent ``table``, the run's ``metrics`` and
+    ``extra`` as :func:`tl_crosscoder.save` takes it.  The repository is created if need be, and then holds ``config.json``,
+    ``model.safetensors``, ``sae_lens/``, ``latents.parquet``, on request the ``report/`` (of the run, or a folder), the card and
+    ``manifest.json``; what an earlier publication left there and this one has not is deleted in the same commit.
+
+    ``license`` is a name that the Hub knows, such as ``apache-2.0`` or ``other``.  ``base_model`` are both models' names on the
+    Hub, base first, each with or without ``@commit``, by default those that were compared.  ``allow`` are texts that look secret
+    and may be published all the same.  The token is the one of ``hf auth login`` or ``HF_TOKEN`` unless given.
+
+    Raises ValueError for a check that failed, before anything is sent; HubError, or its HubUnreachable and HubConflict, with
+    nothing published.
+    """
+    for name in (repo, *(model.partition("@")[0] for model in base_model)):
+        check_repo(name)
+    if len(base_model) not in (0, 2):
+        raise ValueError(f"base_model wants both models, base first, got {', '.join(base_model)}")
+    crosscoder, study, from_run = _opened(what, Study(extra or {}, table, metrics or {}, base_model))
+    pages = from_run / REPORT if report is True and from_run else report
+    if pages is True or (pages and not (Path(pages) / "index.html").is_file()):
+        raise FileNotFoundError(
+            f"no report at {pages}; write it with `tl-crosscoder report`, or leave it out"
+            if pages is not True
+            else "report=True wants a run folder; give the report's own folder"
+        )
+    with tempfile.TemporaryDirectory(prefix="publish-") as temporary:
+        folder = save(crosscoder, Path(temporary) / "files", extra=study.extra)
+        sae_lens = _add_sae_lens(crosscoder, folder, study)
+        if study.table is not None:
+            study.table.to_parquet(folder / TABLE)
+        if pages:
+            shutil.copytree(pages, folder / REPORT)
+        text = card(
+            repo, crosscoder, study, paths_in(folder), license=license, datasets=datasets, language=language
+        )  # fmt: skip
+        (folder / README).write_text(text, encoding="utf-8")
+        write_manifest(folder)
+        checks = (
+            _same(crosscoder, load(folder)),
+            _licence(license),
+            _base_models(study.base_models()),
+            _nothing_secret(folder, allow),
+            sae_lens,
+            _measured(study),
+        )
+        files = {path: (folder / path).stat().st_size for path in paths_in(folder)}
+        publication = Publication(repo, private, files, text, checks)
+        if dry_run:
+            return publication
+        if publication.refused:
+            raise ValueError("; ".join(f"{check.name}: {check.text}" for check in publication.refused))
+        return replace(publication, commit=push(folder, repo, private=private, token=token))
+
+
+def _opened(what: Crosscoder | str | Path, study: Study) -> tuple[Crosscoder, Study, Path | None]:
+    """The crosscoder, what there is to say of it, and the run folder if it is one."""
+    if isinstance(what, Crosscoder):
+        return what, study, None
+    run = Path(what).expanduser()
+    folder = run / "crosscoder" if (run / "crosscoder" / CONFIG).is_file() else run
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{run} is neither a run folder, with a crosscoder/, nor a saved crosscoder")
+    extra, table, metrics = read_config(folder)["extra"] | study.extra, study.table, study.metrics
+    if table is None and folder != run and (run / TABLE).is_file():
+        table = pd.read_parquet(run / TABLE)
+        if not metrics and (run / "metrics.json").is_file():
+            known = read_json(run / "metrics.json", LARGEST_METRICS)
+            metrics = (
+                known if known.get("table_sha256") == sha256(run / TABLE) else {}
+            )  # else of another table
+    return (
+        load(folder),
+        replace(study, extra=extra, table=table, metrics=metrics),
+        run if folder != run else None,
+    )
+
+
+def _add_sae_lens(crosscoder: Crosscoder, folder: Path, study: Study) -> Check:
+    from tl_crosscoder.hub.sae_lens.artifact import FOLDER, write_sae_lens
+
+    try:
+        write_sae_lens(crosscoder, folder / FOLDER, extra=study.extra)
+    except ValueError as error:
+        return Check("SAE-Lens", False, f"left out: {error}", needed=False)
+    return Check("SAE-Lens", True, f"{FOLDER}/ is what SAE.from_pretrained reads")
+
+
+def _same(crosscoder: Crosscoder, again: Crosscoder) -> Check:
+    """What is about to be sent has been read back; NaN and Inf do not get this far."""
+    ours, theirs = crosscoder.state_dict(), again.state_dict()
+    same = ours.keys() == theirs.keys() and all(torch.equal(ours[name].cpu(), theirs[name]) for name in ours)
+    text = (
+        "bit-equal when read back, and finite"
+        if same
+        else "the weights read back differ from those in memory"
+    )
+    return Check("weights", same, text)
+
+
+def _licence(license: str | None) -> Check:
+    sound = bool(license) and str(license).replace("-", "").replace(".", "").isalnum()
+    want = "give one, such as license='apache-2.0', 'mit', 'cc-by-4.0', 'gemma' or 'other'"
+    return Check("licence", sound, str(license) if sound else f"{license!r} is none; {want}")
+
+
+def _base_models(names: Sequence[str]) -> Check:
+    if len(names) > 1:
+        return Check("base models", True, ", ".join(names))
+    found = f"only {names[0]} is" if names else "neither is"
+    text = (
+        f"{found} known by a name on the Hub; name both with base_model=[...], so that their pages link here"
+    )
+    return Check("base models", False, text, needed=False)
+
+
+def _nothing_secret(folder: Path, allow: Iterable[str]) -> Check:
+    found = find_secrets(folder, tuple(allow))
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    text = "; ".join(found[:5]) + more + ": take it out, or say that it may be there with allow=[...]"
+    return Check(
+        "nothing secret or local",
+        not found,
+        text if found else "no token, key, home folder or user name in any file",
+    )
+
+
+def _measured(study: Study) -> Check:
+    if study.table is None:
+        return Check("validation", False, "no latent table, so the card has no figures", needed=False)
+    words = "the latent table" + (
+        " and the run's studies" if study.metrics.get("verdict") else ", but no study"
+    )
+    return Check("validation", True, words)

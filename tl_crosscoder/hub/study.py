@@ -1,0 +1,54 @@
+"""What is known of a crosscoder when it is published."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from tl_crosscoder.hub.source import is_repo
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a crosscoder is published with, beside itself: ``extra`` of its config, the latent table, the run's figures.
+
+    ``named`` are both models' names on the Hub, base first, each with or without ``@commit``: where they are given, they stand
+    in place of those in ``extra``.
+    """
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    table: pd.DataFrame | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    named: Sequence[str] = ()
+
+    @property
+    def pair(self) -> dict[str, Any]:
+        found = self.extra.get("pair") or self.metrics.get("pair") or self.extra
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def validation(self) -> dict[str, Any]:
+        """The figures of the whole dictionary that came with the table."""
+        attrs = {} if self.table is None else self.table.attrs.get("metrics", {})
+        return attrs or self.metrics.get("dictionary") or {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """How it was trained."""
+        found = self.extra.get("config") or self.metrics.get("config")
+        return found if isinstance(found, dict) else {}
+
+    def model(self, side: str) -> dict[str, Any]:
+        """The description of the base or the tuned model; a bare name is one too."""
+        found = self.pair.get(side) or {}
+        known = {"name": found} if isinstance(found, str) else found
+        if len(self.named) != 2:
+            return known
+        name, _, revision = self.named[side == "tuned"].partition("@")
+        return {**known, "name": name, "revision": revision or known.get("revision")}
+
+    def base_models(self) -> list[str]:
+        """The models' names, as far as they are names on the Hub."""
+        names = [str(self.model(side).get("name") or "") for side in ("base", "tuned")]
+        return list(dict.fromkeys(name for name in names if is_repo(name)))
