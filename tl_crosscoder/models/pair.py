@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_crosscoder.models.alongside import Alongside
 from tl_crosscoder.models.backends import Backend, HookBackend, as_backend
+from tl_crosscoder.models.backends.base import LiveBackend
 from tl_crosscoder.models.backends.sites import parse_hook
+from tl_crosscoder.models.cache import NamesFilter, crosscoder_entries, wants
 from tl_crosscoder.models.follower import Follower
 from tl_crosscoder.models.loading import load_adapter, load_model, outline
 from tl_crosscoder.models.pair_checks import refuse_one_model_twice, refuse_unlike_models
@@ -42,6 +46,7 @@ class ModelPair:
             refuse_one_model_twice(self.base, self.tuned)
         self.tokenizer = refuse_unlike_models(self.base, self.tuned, tokenizer)
         self.adapter_name: str | None = None
+        self._along: Alongside | None = None
 
     @classmethod
     def load(
@@ -156,11 +161,78 @@ class ModelPair:
         edit = make_edit(lambda: latest[0])
         return edited.generate(batch, max_new_tokens, {self.hook: edit}, before_forward=follow, **options)
 
+    @contextmanager
+    def hooks(self, *edits: Edit, side: Side = "tuned") -> Iterator[None]:
+        """Inside, one model has the edits at ``hook`` however it is run: its own forward, its own ``generate``, an nnsight trace.
+
+        The other model reads along, and :meth:`other` is what it has at the tokens under way::
+
+            with pair.hooks(tlc.ablate(crosscoder, latents, pair.other)):
+                model.generate(...)
+
+        Nothing is left behind.  Beam search reorders texts between two steps, which cannot be seen: sample, or decode greedily.
+        """
+        edited, other = self._live(side), self.sides(side)[1]
+        along = Alongside(other, self.hook)
+
+        def edit(acts: Tensor, hook: Any = None) -> Tensor:
+            for step in () if along.busy else edits:
+                acts = step(acts, hook=hook)
+            return acts
+
+        outer, self._along = self._along, along
+        try:
+            with edited.attached({self.hook: edit}, along.read):
+                yield
+        finally:
+            self._along = outer
+
+    def other(self) -> Float[Tensor, "seq pos d_in"]:
+        """What the model that is not being edited has at ``hook``, at the tokens under way; inside :meth:`hooks` only."""
+        if self._along is None or self._along.acts is None:
+            raise RuntimeError(
+                "pair.other() is the other model's activations while a model runs inside pair.hooks(...); elsewhere capture them: "
+                "pair.capture(batch)[:, :, BASE]."
+            )
+        return self._along.acts
+
+    def run_with_cache(
+        self,
+        batch: Tokens,
+        *,
+        crosscoder: Any = None,
+        names_filter: NamesFilter = None,
+        side: Side = "tuned",
+    ) -> tuple[Float[Tensor, "seq pos d_vocab"], Any]:
+        """One model's logits and a TransformerLens ``ActivationCache``; with a crosscoder, its latents as well.
+
+        These are ``crosscoder.hook_latents [seq pos d_sae]``, ``crosscoder.hook_recon`` and ``crosscoder.hook_error
+        [seq pos model d_in]``, of both models' activations at ``hook``, raw units, 0 at padding.  Through plain hooks and nnsight
+        the other keys are the residual stream before and after each block.  ``names_filter`` as in TransformerLens; with a large
+        dictionary ask for what is needed, since ``hook_latents`` is dense.
+        """
+        from transformer_lens import ActivationCache
+
+        batch, wanted = as_batch(batch, self.tokenizer), wants(names_filter)
+        backend = self._live(side)
+        logits, cache = backend.run_with_cache(batch, wanted)
+        if crosscoder is not None:
+            cache |= crosscoder_entries(crosscoder, self.capture(batch), batch, wanted)
+        return logits, ActivationCache(cache, backend.model)
+
     def sides(self, side: str) -> tuple[Backend, Backend]:
         """The chosen model and the other one."""
         if side not in ("base", "tuned"):
             raise ValueError(f"side must be 'base' or 'tuned', got {side!r}")
         return (self.base, self.tuned) if side == "base" else (self.tuned, self.base)
+
+    def _live(self, side: str) -> LiveBackend:
+        backend = self.sides(side)[0]
+        if not isinstance(backend, LiveBackend):
+            raise TypeError(
+                f"{type(backend).__name__} has no attached() and run_with_cache(); wanted a LiveBackend"
+            )
+        return backend
 
     def description(self) -> dict[str, Any]:
         """What was compared and how, JSON-able; of a local path only the last part."""

@@ -1,7 +1,7 @@
 """One language model seen through one library, and what all backends share."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_crosscoder.errors import ShapeMismatch
+from tl_crosscoder.models.backends.watching import OnTokens
 from tl_crosscoder.models.tokens import TokenBatch
 from tl_crosscoder.types import Edit
 
@@ -61,6 +62,21 @@ class Backend(Protocol):
         stop_ids: Iterable[int] | None = None,
     ) -> Int[Tensor, "seq new"]:
         """New token ids; edits see the left-padded prompt, then each new token.  Temperature 0 is greedy."""
+        ...
+
+
+@runtime_checkable
+class LiveBackend(Backend, Protocol):
+    """A backend whose model can also be run by its owner, edits and all; each of this library's is one."""
+
+    def attached(self, edits: Mapping[str, Edit], on_tokens: OnTokens) -> AbstractContextManager[None]:
+        """Inside, every forward of the model, whoever starts it, has the edits applied, and tells first what it will read."""
+        ...
+
+    def run_with_cache(
+        self, batch: TokenBatch, wanted: Callable[[str], bool] | None
+    ) -> tuple[Float[Tensor, "seq pos d_vocab"], dict[str, Tensor]]:
+        """Logits, and by TransformerLens' names the activations that are ``wanted`` (None: all); gradients are as the caller has them."""
         ...
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tl_crosscoder.models.backends.base import BeforeForward, Stop, apply_edit, evaluating
 from tl_crosscoder.models.backends.generation import decode, last_only, stop_and_pad
 from tl_crosscoder.models.backends.sites import Site, decoder_layers, edits_in_order, parse_hook
+from tl_crosscoder.models.backends.watching import OnTokens, watching_decoder
 from tl_crosscoder.models.tokens import TokenBatch
 from tl_crosscoder.types import Edit
 
@@ -35,7 +36,8 @@ class HookBackend:
                 f"adapter='off' wants a PEFT model, got {type(model).__name__}, which has no adapter"
             )
         self.model, self.tokenizer, self.adapter = model, tokenizer, adapter
-        self.layers = decoder_layers(model, layers)[1]
+        path, self.layers = decoder_layers(model, layers)
+        self.decoder: nn.Module = model.get_submodule(path.rpartition(".")[0])
 
     @property
     def module(self) -> nn.Module:
@@ -130,6 +132,26 @@ class HookBackend:
             except Stop:
                 return seen[0]
         raise RuntimeError(f"{type(self.model).__name__} ran to its end without passing {site.name!r}")
+
+    @contextmanager
+    def attached(self, edits: Mapping[str, Edit], on_tokens: OnTokens) -> Iterator[None]:
+        """Inside, every forward of the model tells first what it will read, and has the edits applied."""
+        with watching_decoder(self.decoder, on_tokens), self.edited(edits):
+            yield
+
+    def run_with_cache(
+        self, batch: TokenBatch, wanted: Callable[[str], bool] | None
+    ) -> tuple[Float[Tensor, "seq pos d_vocab"], dict[str, Tensor]]:
+        """Logits, and the residual stream before and after each block, by TransformerLens' names."""
+        cache: dict[str, Tensor] = {}
+
+        def keep(site: Site) -> Callable[[Tensor], Tensor]:
+            return lambda acts: cache.setdefault(site.name, acts)
+
+        sites = [Site(layer, point) for layer in range(self.n_layers) for point in ("pre", "post")]
+        with self._hooked([(site, keep(site)) for site in sites if wanted is None or wanted(site.name)]):
+            logits = self._forward(batch, batch.ids.shape[1], None).logits
+        return logits, cache
 
     @contextmanager
     def edited(self, edits: Mapping[str, Edit]) -> Iterator[None]:

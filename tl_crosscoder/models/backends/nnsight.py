@@ -1,6 +1,7 @@
 """nnsight models: ``NNsight`` around any transformers model, and ``TransformersModel``."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from tl_crosscoder.models.backends.base import BeforeForward, apply_edit, evaluating
 from tl_crosscoder.models.backends.generation import decode, last_only, stop_and_pad
+from tl_crosscoder.models.backends.hooks import HookBackend
 from tl_crosscoder.models.backends.sites import Site, decoder_layers, edits_in_order, parse_hook
+from tl_crosscoder.models.backends.watching import OnTokens
 from tl_crosscoder.models.tokens import TokenBatch
 from tl_crosscoder.types import Edit
 
@@ -26,6 +29,7 @@ class NNsightBackend:
         self.tokenizer = tokenizer if own is None else own
         path, blocks = decoder_layers(self.module, layers)
         self.n_layers = len(blocks)
+        self._plain = HookBackend(self.module, self.tokenizer, layers)
         self._blocks = model
         for part in path.split("."):
             self._blocks = getattr(self._blocks, part)
@@ -100,6 +104,21 @@ class NNsightBackend:
             seed=seed,
             before_forward=before_forward,
         )
+
+    @contextmanager
+    def attached(self, edits: Mapping[str, Edit], on_tokens: OnTokens) -> Iterator[None]:
+        """Inside, every forward and every trace tells first what it will read, and has the edits applied.
+
+        The edits are torch hooks: inside a trace the logits have them, while a block's ``.output`` reads as it was before.
+        """
+        with self._plain.attached(edits, on_tokens):
+            yield
+
+    def run_with_cache(
+        self, batch: TokenBatch, wanted: Callable[[str], bool] | None
+    ) -> tuple[Float[Tensor, "seq pos d_vocab"], dict[str, Tensor]]:
+        """Logits, and the residual stream before and after each block, by TransformerLens' names."""
+        return self._plain.run_with_cache(batch, wanted)
 
     def _logits(
         self, tokens: TokenBatch, new: int, cache: Any, edits: list[tuple[Site, Any]], **kwargs: Any

@@ -1,6 +1,7 @@
 """TransformerLens models: ``HookedTransformer`` (TransformerLens 3) and ``TransformerBridge`` (3 and 4)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from tl_crosscoder.errors import HookNotFound, PairMismatch
 from tl_crosscoder.models.backends.base import BeforeForward, Stop, apply_edit, evaluating
 from tl_crosscoder.models.backends.generation import decode, stop_and_pad
-from tl_crosscoder.models.backends.sites import Site, edits_in_order, parse_hook
+from tl_crosscoder.models.backends.sites import Site, decoder_layers, edits_in_order, parse_hook
+from tl_crosscoder.models.backends.watching import OnTokens, watching_decoder, watching_hooked_transformer
 from tl_crosscoder.models.tokens import TokenBatch
 from tl_crosscoder.types import Edit
 
@@ -111,11 +113,44 @@ class TransformerLensBackend:
             before_forward=before_forward,
         )
 
+    @contextmanager
+    def attached(self, edits: Mapping[str, Edit], on_tokens: OnTokens) -> Iterator[None]:
+        """Inside, every forward of the model tells first what it will read, and has the edits applied."""
+        if self.is_bridge:
+            path = decoder_layers(self.module)[0]
+            watching = watching_decoder(self.module.get_submodule(path.rpartition(".")[0]), on_tokens)
+        else:
+            watching = watching_hooked_transformer(self.model, on_tokens)
+        fwd_hooks = [(self._name(site), hook) for site, hook in self._hooks(edits).items()]
+        with watching, self.model.hooks(fwd_hooks=fwd_hooks):
+            yield
+
+    def run_with_cache(
+        self, batch: TokenBatch, wanted: Callable[[str], bool] | None
+    ) -> tuple[Float[Tensor, "seq pos d_vocab"], dict[str, Tensor]]:
+        """Logits, and everything that TransformerLens itself keeps, if it is wanted."""
+        batch = batch.to(self.device)
+        more = {"position_ids": batch.position_ids} if self.is_bridge else {}
+        mask = batch.attention_mask.long()
+        with evaluating(self.module):
+            logits, cache = self.model.run_with_cache(
+                batch.ids, names_filter=wanted, attention_mask=mask, **more
+            )
+        return logits, dict(cache.items())
+
     def _hooks(self, edits: Mapping[str, Edit]) -> dict[Site, Any]:
         def host(edit: Any) -> Any:
             return lambda acts, hook=None: apply_edit(edit, acts, hook)  # TransformerLens names the hook
 
         return {site: host(edit) for site, edit in edits_in_order(edits, self.n_layers)}
+
+    def _name(self, site: Site) -> str:
+        """The site's name among the model's hooks: of its two names, SAE-Lens' bridge knows the newer one alone."""
+        newer = f"blocks.{site.layer}.{'hook_out' if site.point == 'post' else 'hook_in'}"
+        for name in (site.name, newer):
+            if name in self._names:
+                return name
+        raise HookNotFound(f"{type(self.model).__name__} has no hook {site.name!r}")
 
     def _new_cache(self, n_seq: int) -> Any:
         if self.is_bridge:
@@ -128,10 +163,8 @@ class TransformerLensBackend:
 
     def _forward(self, tokens: TokenBatch, new: int, cache: Any, hooks: Mapping[Site, Any]) -> Tensor:
         """Logits of the last ``new`` positions, the earlier ones being in ``cache``."""
-        for site in hooks:
-            if site.name not in self._names:
-                raise HookNotFound(f"{type(self.model).__name__} has no hook {site.name!r}")
-        tokens, fwd_hooks = tokens.to(self.device), [(site.name, fn) for site, fn in hooks.items()]
+        fwd_hooks = [(self._name(site), fn) for site, fn in hooks.items()]
+        tokens = tokens.to(self.device)
         ids, mask = tokens.ids[:, -new:], tokens.attention_mask.long()
         with evaluating(self.module), self.model.hooks(fwd_hooks=fwd_hooks):
             if not self.is_bridge:
