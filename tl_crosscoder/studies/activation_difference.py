@@ -1,0 +1,333 @@
+"""What the mean change of the activations alone tells, without a dictionary: the baseline that every dictionary has to beat.
+
+On the first tokens of unrelated documents the mean of h_tuned − h_base is taken, position by position.  A narrow fine-tune often
+leaves a constant there: read through the unembedding it may name its subject, added to the base model it may install the
+behaviour, taken from the tuned model it may remove it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_crosscoder.data.planted import Behaviour
+from tl_crosscoder.errors import EmptyData
+from tl_crosscoder.models.backends.unembed import unembed
+from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.models.drop import Drop
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.tokens import TokenBatch
+from tl_crosscoder.report import Drawing
+from tl_crosscoder.report.drawing import INK, ORANGE, SOFT
+from tl_crosscoder.report.text import visible
+from tl_crosscoder.studies.parts import Parts
+from tl_crosscoder.studies.progress import tracked
+from tl_crosscoder.studies.result import StudyResult
+from tl_crosscoder.studies.steering import wilson
+from tl_crosscoder.studies.sweep import Sweep
+from tl_crosscoder.studies.where import kept_tokens
+from tl_crosscoder.types import BASE, TUNED
+
+FIRST = 5
+ADDED, SUBTRACTED = "added to base", "subtracted from tuned"
+WAYS = {ADDED: ("base", 1), SUBTRACTED: ("tuned", -1)}
+DIFFERENCE, RANDOM = "mean difference", "random direction"
+
+
+@dataclass(frozen=True)
+class ActivationDifferenceResult(StudyResult):
+    """``table``: a row for each ``position`` among a document's first tokens, and ``all`` of them together.
+
+    ``n`` tokens that were counted, ``norm`` of the mean difference in raw units, ``share``: that norm over the mean norm of the
+    single tokens' differences (1: the same shift everywhere), ``relative_norm``: over the mean norm of the tuned model's
+    activations there, ``split_cosine`` between the means over every other document (near 0: noise), ``promoted`` and
+    ``suppressed``: the tokens that the tuned model's final norm and unembedding make of it.  NaN and no tokens where nothing was
+    counted or nothing differs.
+
+    ``steered``: behaviour, ``how``, ``direction``, ``strength`` (1 adds or subtracts the mean difference itself), ``rate`` of the
+    answers that show the behaviour with ``low, high`` (95 % Wilson over ``n`` answers; random directions of the same norm are
+    pooled), ``rate_coherent``: that show it and are coherent, ``coherent``: coherent at all.  ``answers``: every answer.
+    ``vectors``: the mean differences, raw, for further use; empty where nothing was counted.
+    """
+
+    key: ClassVar = "activation-difference"
+    title: ClassVar = "The mean difference, without a dictionary"
+    text: ClassVar = (
+        "The mean of tuned − base over the first tokens of unrelated documents, read through the unembedding, added to the base "
+        "model and subtracted from the tuned one."
+    )
+    notes: ClassVar = (
+        "Tokens left out of the capture (the first of a text, attention sinks) are left out here: that position has no figures. "
+        "Coherent: at most as surprising to one of the two models as the most surprising answer given without steering.",
+    )
+    index: ClassVar = ("position",)
+
+    table: pd.DataFrame
+    steered: pd.DataFrame
+    answers: pd.DataFrame
+    vectors: list[list[float]]
+
+    @property
+    def verdict(self) -> list[str]:
+        """How constant the change is and what it reads as; a sentence for each behaviour on what steering did."""
+        whole = self.table.set_index("position").loc["all"]
+        if not whole["norm"] > 0:
+            return [
+                "the two models have the same mean activations on these tokens: there is nothing to read or to steer with."
+            ]
+        said = [
+            f"the mean difference is {whole['share']:.0%} of a single token's difference and {whole['relative_norm']:.1%} of an "
+            f"activation's norm (cosine of two halves of the documents {whole['split_cosine']:.2f}); it reads: {whole['promoted']}."
+        ]
+        names = self.steered["behaviour"].unique() if len(self.steered) else []
+        return said + [self._sentence(name) for name in names]
+
+    def _sentence(self, behaviour: str) -> str:
+        mine = self.steered[self.steered["behaviour"] == behaviour]
+        parts = []
+        for how in WAYS:
+            rows = mine[mine["how"] == how]
+            plain = rows.loc[rows["strength"] == 0, "rate_coherent"].iloc[0]
+            each = rows[(rows["strength"] != 0) & (rows["direction"] == DIFFERENCE)]
+            control = rows[rows["direction"] == RANDOM].set_index("strength")
+            found = [
+                f"{row['rate_coherent']:.0%} at {row['strength']:g} ({row['coherent']:.0%} coherent; random "
+                f"{control.loc[row['strength'], 'rate_coherent']:.0%})"
+                for _, row in each.iterrows()
+            ]
+            parts.append(f"{how}: {plain:.0%} without, " + ", ".join(found))
+        return f"{behaviour}, coherent answers that show it; {'; '.join(parts)}."
+
+    def plot(self) -> Drawing:
+        """The norm at each position; for each behaviour the rate over strength."""
+        return _drawing(self.table, self.steered)
+
+
+def activation_difference(
+    pair: ModelPair,
+    documents: Corpus,
+    behaviours: Sequence[Behaviour] = (),
+    *,
+    n_first: int = FIRST,
+    n_tokens: int = 10,
+    strengths: Sequence[float] = (1.0, 2.0, 4.0),
+    n_controls: int = 3,
+    drop: Drop | None = None,
+    max_new_tokens: int = 16,
+    max_tokens: int = 4096,
+    seed: int = 0,
+    parts: str | Path | None = None,
+    progress: bool = True,
+) -> ActivationDifferenceResult:
+    """The mean difference over the first ``n_first`` tokens of documents that have nothing to do with a behaviour.
+
+    ``documents``: plain texts; chats all begin with the same template, whose tokens say little.  ``drop``, as in
+    :func:`capture`: tokens that are not counted, and tokens of a prompt that are not steered.  The direction of steering is the
+    mean over all counted tokens; answers to the behaviours' held-out prompts are greedy and judged by the keywords.  ``parts``: a
+    folder in which finished parts are kept, so that the same call goes on after a kill.
+
+    Source: Minder et al. 2025, activation difference lens (mean over the first tokens of unrelated text).
+    """
+    if n_first < 1 or not len(documents):
+        raise EmptyData(
+            f"activation_difference wants a document or more and n_first of at least 1, got {len(documents)} and {n_first}."
+        )
+    if not all(math.isfinite(s) and s > 0 for s in strengths):
+        raise ValueError(
+            f"strengths are finite numbers above 0, the sign is that of the verb; got {list(strengths)}."
+        )
+    drop = drop or Drop()
+    sums = _Sums(n_first, pair.d_in)
+    groups = list(documents.batches(max_tokens))
+    for indices, batch in tracked(groups, "first tokens", len(groups), progress):
+        sums.add(pair, _cut(batch, n_first), indices, drop)
+    if not sums.count.sum():
+        raise EmptyData(
+            f"no token among the first {n_first} of {len(documents)} documents is left after {drop}; pass longer "
+            "documents, a larger n_first, or Drop(first=False)."
+        )
+    means = sums.means()
+    table = sums.table(means)
+    table["promoted"], table["suppressed"] = _lens(pair, means, n_tokens)
+    steered, answers = pd.DataFrame(), pd.DataFrame()
+    if behaviours and bool(means[-1].norm() > 0):
+        about = {
+            "models": pair.fingerprint,
+            "vector": means[-1].tolist(),
+            "strengths": list(strengths),
+            "drop": asdict(drop),
+        }
+        about |= {"max_new_tokens": max_new_tokens, "n_controls": n_controls, "seed": seed}
+        kept = Parts(parts, study="activation-difference", **about)
+        said = [
+            _steer(pair, behaviour, means[-1], list(strengths), n_controls, drop, max_new_tokens, seed, kept)
+            for behaviour in tracked(behaviours, "steering", len(behaviours), progress)
+        ]
+        answers = pd.concat(said, ignore_index=True)
+        steered = _rates(answers)
+    vectors = [row.tolist() if row.isfinite().all() else [] for row in means]
+    return ActivationDifferenceResult(table, steered, answers, vectors)
+
+
+class _Sums:
+    """Sums over tokens in float64: of each position, and of each half of the documents, the difference and its norms."""
+
+    def __init__(self, n_first: int, d_in: int):
+        self.count = torch.zeros(n_first, 2, dtype=torch.float64)
+        self.difference = torch.zeros(n_first, 2, d_in, dtype=torch.float64)
+        self.norms = torch.zeros(
+            n_first, 2, dtype=torch.float64
+        )  # of the difference, of the tuned activations
+
+    def add(self, pair: ModelPair, batch: TokenBatch, indices: Tensor, drop: Drop) -> None:
+        acts = pair.capture(batch)
+        keep = kept_tokens(batch, acts, drop).cpu()
+        acts, position = acts.cpu().double(), batch.position_ids.cpu()
+        half = (torch.as_tensor(indices) % 2)[:, None].expand_as(position)
+        where = position[keep], half[keep]
+        change, tuned = (acts[:, :, TUNED] - acts[:, :, BASE])[keep], acts[:, :, TUNED][keep]
+        self.count.index_put_(where, torch.ones(len(change), dtype=torch.float64), accumulate=True)
+        self.difference.index_put_(where, change, accumulate=True)
+        sizes = torch.stack([change.norm(dim=-1), tuned.norm(dim=-1)], 1)
+        self.norms.index_put_((position[keep],), sizes, accumulate=True)
+
+    def means(self) -> Float[Tensor, "place d_in"]:
+        """The mean difference at each position, and over all counted tokens; NaN where none was counted."""
+        total, count = self._with_all(self.difference.sum(1)), self._with_all(self.count.sum(1))
+        return total / count[:, None]
+
+    def table(self, means: Float[Tensor, "place d_in"]) -> pd.DataFrame:
+        count, norms = self._with_all(self.count.sum(1)), self._with_all(self.norms)
+        norm, single, usual = means.norm(dim=-1), norms[:, 0] / count, norms[:, 1] / count
+        halves = self._with_all(self.difference)
+        sizes = halves.norm(dim=-1).prod(-1)
+        cosine = torch.where(sizes > 0, (halves[:, 0] * halves[:, 1]).sum(-1) / sizes, torch.nan)
+        share = torch.where(single > 0, norm / single, torch.nan)
+        return pd.DataFrame(
+            {
+                "position": [*map(str, range(len(self.count))), "all"],
+                "n": count.long().tolist(),
+                "norm": norm.tolist(),
+                "share": share.tolist(),
+                "relative_norm": (norm / usual).tolist(),
+                "split_cosine": cosine.tolist(),
+            }
+        )
+
+    @staticmethod
+    def _with_all(values: Tensor) -> Tensor:
+        return torch.cat([values, values.sum(0, keepdim=True)])
+
+
+def _cut(batch: TokenBatch, n: int) -> TokenBatch:
+    """The first ``n`` tokens of each row of a right-padded batch: what comes later changes nothing before it."""
+    return TokenBatch(*(getattr(batch, field.name)[:, :n] for field in fields(batch)))
+
+
+def _lens(pair: ModelPair, means: Float[Tensor, "place d_in"], n: int) -> tuple[list[str], list[str]]:
+    """For each row, the tokens with the highest and the lowest logit; nothing for a row without a direction."""
+    known = means.norm(dim=-1) > 0
+    words: tuple[list[str], list[str]] = ([], [])
+    found = iter(unembed(pair.tuned, means[known].float().to(pair.tuned.device)) if known.any() else ())
+    for row in known.tolist():
+        scores = next(found)[: len(pair.tokenizer)] if row else None
+        for sign, said in zip((1, -1), words, strict=True):
+            ids = [] if scores is None else (sign * scores).topk(min(n, len(scores))).indices.tolist()
+            said.append(" ".join(f"«{visible(pair.tokenizer.decode([i])).strip()}»" for i in ids))
+    return words
+
+
+def _steer(
+    pair: ModelPair,
+    behaviour: Behaviour,
+    direction: Tensor,
+    strengths: list[float],
+    n_controls: int,
+    drop: Drop,
+    max_new_tokens: int,
+    seed: int,
+    kept: Parts,
+) -> pd.DataFrame:
+    """The answers without steering and at each strength, with the difference and with random directions of its norm."""
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "seed": seed}
+    sweep = Sweep(pair, list(behaviour.heldout), None, drop=drop, **how)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(n_controls, len(direction), generator=generator, dtype=torch.float64)
+    drawn = drawn / drawn.norm(dim=-1, keepdim=True) * direction.norm()
+    vectors = [(DIFFERENCE, direction.float()), *((RANDOM, v.float()) for v in drawn)]
+    rows = []
+    for way, (side, sign) in WAYS.items():
+        for number, (name, vector) in enumerate(vectors):
+            at = [sign * s for s in strengths] + ([0.0] if number == 0 else [])
+            answers = kept(
+                f"{behaviour.name}-{side}-{number}".replace("_", "-"),
+                lambda s=side, v=vector, at=at: sweep.speak(s, v, at),
+            )
+            about = {"behaviour": behaviour.name, "how": way, "direction": name}
+            rows += [about | answer | {"strength": abs(answer["strength"])} for answer in answers]
+    frame = pd.DataFrame(rows)
+    frame["shown"] = [behaviour.shown_in(answer) for answer in frame["answer"]]
+    surprise = frame[["nll_base", "nll_tuned"]].min(axis=1) / frame["n_tokens"]
+    frame["coherent"] = surprise <= surprise[frame["strength"] == 0].max() + 1e-6
+    frame["perplexity"] = np.exp(surprise)
+    return frame[
+        ["behaviour", "how", "direction", "strength", "prompt", "answer", "shown", "coherent", "perplexity"]
+    ]
+
+
+def _rates(answers: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    keys = ["behaviour", "how", "direction", "strength"]
+    for key, group in answers.groupby(keys, sort=False):
+        rate, low, high = wilson(int(group["shown"].sum()), len(group))
+        both = {
+            "rate_coherent": (group["shown"] & group["coherent"]).mean(),
+            "coherent": group["coherent"].mean(),
+        }
+        rows.append(
+            dict(zip(keys, key, strict=True))
+            | {"rate": rate, "low": low, "high": high}
+            | both
+            | {"n": len(group)}
+        )
+    return pd.DataFrame(rows).sort_values(keys, kind="stable", ignore_index=True)
+
+
+def _drawing(table: pd.DataFrame, steered: pd.DataFrame) -> Drawing:
+    names = list(steered["behaviour"].unique()) if len(steered) else []
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, 1 + len(names), squeeze=False)[0]
+        here = table[table["position"] != "all"]
+        panels[0].bar(here["position"], here["relative_norm"], color=ORANGE, width=0.6)
+        panels[0].set(title="mean difference, of an activation's norm", xlabel="position in the document")
+        for axes, name in zip(panels[1:], names, strict=True):
+            for (how, direction), rows in steered[steered["behaviour"] == name].groupby(
+                ["how", "direction"], sort=False
+            ):
+                rows = rows[rows["strength"] > 0].sort_values("strength")
+                start = steered.query("behaviour == @name and how == @how and strength == 0")[
+                    "rate_coherent"
+                ].iloc[0]
+                colour = SOFT if direction == RANDOM else (INK if how == ADDED else ORANGE)
+                label = how if direction == DIFFERENCE else None
+                x, y = [0, *rows["strength"]], [start, *rows["rate_coherent"]]
+                axes.plot(
+                    x,
+                    y,
+                    color=colour,
+                    label=label,
+                    ls="-" if direction == DIFFERENCE else ":",
+                    marker="o",
+                    ms=3,
+                )
+            axes.set(title=f"{name}: shown, coherently", xlabel="strength", ylim=(-0.04, 1.04))
+            axes.legend(fontsize=7)
+
+    return Drawing(draw, (2.9 * (1 + len(names)), 2.4))
