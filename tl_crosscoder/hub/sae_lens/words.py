@@ -1,5 +1,6 @@
 """What a SAE-Lens folder says about itself: ``cfg.json``, and in it the block ``metadata.crosscoder``."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -50,47 +51,67 @@ def cfg(crosscoder: Crosscoder, flat: Flat, extra: dict[str, Any]) -> dict[str, 
             "hook_name": hook,
             **ASSUMED,
             **told,
-            "crosscoder": {
-                "schema": SCHEMA,
-                "library": f"tl-crosscoder {__version__}",
-                "layout": "flat index = model * d_in + i; model 0 base, 1 tuned",
-                "n_models": crosscoder.n_models,
-                "d_in": crosscoder.d_in,
-                "models": [base, tuned] if crosscoder.n_models == 2 else [],
-                "hook_names": [hook] * crosscoder.n_models,
-                "codes": "f * code norm" if flat.k else "f",
-                "assumed": sorted(set(ASSUMED) - set(told)),
-                **_origin(crosscoder),
-            },
+            "crosscoder": block(
+                crosscoder.n_models,
+                crosscoder.d_in,
+                "f * code norm" if flat.k else "f",
+                {
+                    "models": [base, tuned] if crosscoder.n_models == 2 else [],
+                    "hook_names": [hook] * crosscoder.n_models,
+                    "assumed": sorted(set(ASSUMED) - set(told)),
+                    **_origin(crosscoder),
+                },
+            ),
         },
     }
 
 
-def origin(block: dict[str, Any], dtype: torch.dtype) -> Origin:
+def block(n_models: int, d_in: int, codes: str, told: dict[str, Any]) -> dict[str, Any]:
+    """``metadata.crosscoder``; what is not told is what a crosscoder on raw activations without a code norm has."""
+    return {
+        "schema": SCHEMA,
+        "library": f"tl-crosscoder {__version__}",
+        "layout": "flat index = model * d_in + i; model 0 base, 1 tuned",
+        "n_models": n_models,
+        "d_in": d_in,
+        "codes": codes,
+        "code_norm": "none",
+        "model_scales": [1.0] * n_models,
+        "model_means": None,
+        "thresholds": None,
+        "partition": asdict(Partition()),
+        **told,
+    }
+
+
+def origin(told: dict[str, Any], dtype: torch.dtype) -> Origin:
     """How weights of this precision came about, by the block ``metadata.crosscoder``.
 
     A broken block raises KeyError, TypeError, ValueError, AttributeError or RuntimeError.
     """
-    if block["schema"] != SCHEMA:
+    if told["schema"] != SCHEMA:
         raise ValueError(
-            f"metadata.crosscoder has the schema {block['schema']!r}, this library reads {SCHEMA}; upgrade tl-crosscoder"
+            f"metadata.crosscoder has the schema {told['schema']!r}, this library reads {SCHEMA}; upgrade tl-crosscoder"
         )
-    n, d_in = block["n_models"], block["d_in"]
+    n, d_in = told["n_models"], told["d_in"]
     mean = torch.zeros(n, d_in, dtype=dtype)
-    if block["model_means"] is not None:
-        mean = torch.tensor(block["model_means"], dtype=dtype)
-    scale = torch.tensor(block["model_scales"], dtype=dtype)
+    if told["model_means"] is not None:
+        mean = torch.tensor(told["model_means"], dtype=dtype)
+    scale = torch.tensor(told["model_scales"], dtype=dtype)
     if mean.shape != (n, d_in) or scale.shape != (n,):
         raise ValueError("model_means or model_scales is not one for each model")
-    sparsity = SPARSITIES.build(block["sparsity"]).to(dtype)
-    for part, threshold in zip(_batch_topks(sparsity), block["thresholds"], strict=True):
-        part.threshold.fill_(threshold)
+    sparsity = SPARSITIES.build(told["sparsity"]).to(dtype)
+    if told["thresholds"] is None:
+        sparsity = None
+    else:
+        for part, threshold in zip(_batch_topks(sparsity), told["thresholds"], strict=True):
+            part.threshold.fill_(threshold)
     return Origin(
         n_models=n,
         sparsity=sparsity,
-        code_norm=block["code_norm"],
+        code_norm=told["code_norm"],
         units=Normalizer(mean, scale),
-        partition=Partition(**block["partition"]),
+        partition=Partition(**told["partition"]),
     )
 
 
