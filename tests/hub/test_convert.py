@@ -1,0 +1,99 @@
+"""One crosscoder in the files of three tools: the function stays, and so do the bits where there is a place for them."""
+
+import subprocess
+import sys
+
+import format_writers as writers
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, TopK
+from tl_crosscoder.errors import UnreadableFormat
+from tl_crosscoder.hub.convert import convert
+from tl_crosscoder.hub.load import load, origin
+
+
+def crosscoder(sparsity=None, code_norm="sum", normalised=True):
+    generator = torch.Generator().manual_seed(0)
+    normalizer = (
+        Normalizer(torch.randn(2, 5, generator=generator), torch.tensor([0.5, 2.0])) if normalised else None
+    )
+    made = Crosscoder(5, 9, sparsity or BatchTopK(2), normalizer=normalizer, code_norm=code_norm)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    if isinstance(made.sparsity, BatchTopK):
+        made.sparsity.threshold.fill_(0.7)
+    return made.eval()
+
+
+@pytest.mark.parametrize("code_norm", ["sum", "l2", "none"])
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("make", [lambda: BatchTopK(2), ReLU])
+def test_to_dictionary_learning_and_back_every_bit_stays(tmp_path, code_norm, normalised, make):
+    made = crosscoder(make(), code_norm, normalised)
+    back = load(
+        convert(made, "dictionary_learning", tmp_path / "dl", extra={"hook": "blocks.7.hook_resid_post"})
+    )
+    assert back.config["sparsity"] == made.config["sparsity"]
+    assert back.code_norm == code_norm
+    assert "blocks.7.hook_resid_post" in origin(back).conventions.hook
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+    again = load(convert(back, "tl-crosscoder", tmp_path / "ours"))
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_from_dictionary_learning_and_back_every_bit_stays(tmp_path):
+    written = writers.dictionary_learning(tmp_path / "a", normaliser=False)
+    there = convert(load(written.path), "dictionary_learning", tmp_path / "b")
+    tensors = load_file(there / "model.safetensors")
+    for name, tensor in written.tensors.items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+def test_to_sae_lens_and_back_the_function_stays_and_the_second_time_every_bit(tmp_path):
+    made, x = crosscoder(), torch.randn(50, 2, 5)
+    once = load(convert(made, "sae-lens", tmp_path / "a"))
+    assert torch.allclose(once.encode(x), made.encode(x), atol=1e-5)
+    assert torch.allclose(once(x).recon, made(x).recon, atol=1e-4)
+    twice = load(convert(once, "sae-lens", tmp_path / "b"))
+    for name, tensor in once.state_dict().items():
+        assert torch.equal(twice.state_dict()[name], tensor), name
+
+
+def test_what_the_other_tool_has_no_place_for_is_refused_before_anything_is_written(tmp_path):
+    for made, reason in (
+        (crosscoder(TopK(2)), "TopK"),
+        (crosscoder().folded(), "folded"),
+        (Crosscoder(5, 9, BatchTopK(2)), "without a threshold"),
+    ):
+        with pytest.raises(UnreadableFormat, match=reason):
+            convert(made, "dictionary_learning", tmp_path / "c")
+        assert not (tmp_path / "c").exists()
+    with pytest.raises(KeyError, match="no format named 'onnx'"):
+        convert(crosscoder(), "onnx", tmp_path / "c")
+
+
+def test_the_verb_imports_a_crosscoder_of_another_tool(tmp_path):
+    written, out = writers.kissane(tmp_path / "a"), tmp_path / "b"
+    command = [
+        sys.executable,
+        "-m",
+        "tl_crosscoder",
+        "convert",
+        str(written.path),
+        str(out),
+        "--scale",
+        "0.27",
+        "--scale",
+        "0.31",
+    ]
+    subprocess.run(command, check=True)
+    x = torch.randn(20, 2, writers.D, dtype=torch.float64)
+    assert torch.allclose(load(out)(x).recon, written.formula(x)[1], atol=1e-6)
+    assert origin(load(out)).extra["imported"]["format"] == "ckkissane"
