@@ -64,7 +64,7 @@ def _figures(done: "Publication") -> dict[str, object]:
 def _show(done: "Publication") -> None:
     if done.commit:
         print(f"published: {done.url}")
-        print(f'load it:   tlc.from_pretrained("{done.repo}@{done.commit[:12]}")')
+        print(f'load it:   tlc.from_pretrained("{done.repo}@{done.commit}")')
     else:
         print(done.card)
     for line in _listed(done.files):

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
-from tl_crosscoder.hub.download import download
+from tl_crosscoder.hub.load import load
 from tl_crosscoder.hub.publish import publish
-from tl_crosscoder.hub.save import load
 from tl_crosscoder.hub.source import Source, parse_source
 
 
@@ -24,7 +23,7 @@ def from_pretrained(
     place = parse_source(repo_id)
     if isinstance(place, Source):
         place = Source(place.repo, revision or place.revision, subfolder or place.subfolder)
-        return load(download(place, token=token, cache=cache_dir))
+        return load(place, token=token, cache=cache_dir)
     return load(place / subfolder)
 
 

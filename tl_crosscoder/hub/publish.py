@@ -15,6 +15,8 @@ from tl_crosscoder.files import read_json, sha256
 from tl_crosscoder.hub.card import card
 from tl_crosscoder.hub.manifest import paths_in, write_manifest
 from tl_crosscoder.hub.push import push
+from tl_crosscoder.hub.sae_lens.artifact import FOLDER
+from tl_crosscoder.hub.sae_lens.thresholds import inexpressible
 from tl_crosscoder.hub.save import CONFIG, load, read_config, save
 from tl_crosscoder.hub.secrets import find_secrets
 from tl_crosscoder.hub.source import check_repo
@@ -103,7 +105,6 @@ def publish(
         )
     with tempfile.TemporaryDirectory(prefix="publish-") as temporary:
         folder = save(crosscoder, Path(temporary) / "files", extra=study.extra)
-        sae_lens = _add_sae_lens(crosscoder, folder, study)
         if study.table is not None:
             study.table.to_parquet(folder / TABLE)
         if pages:
@@ -118,7 +119,7 @@ def publish(
             _licence(license),
             _base_models(study.base_models()),
             _nothing_secret(folder, allow),
-            sae_lens,
+            _sae_lens(crosscoder),
             _measured(study),
         )
         files = {path: (folder / path).stat().st_size for path in paths_in(folder)}
@@ -153,13 +154,9 @@ def _opened(what: Crosscoder | str | Path, study: Study) -> tuple[Crosscoder, St
     )
 
 
-def _add_sae_lens(crosscoder: Crosscoder, folder: Path, study: Study) -> Check:
-    from tl_crosscoder.hub.sae_lens.artifact import FOLDER, write_sae_lens
-
-    try:
-        write_sae_lens(crosscoder, folder / FOLDER, extra=study.extra)
-    except ValueError as error:
-        return Check("SAE-Lens", False, f"left out: {error}", needed=False)
+def _sae_lens(crosscoder: Crosscoder) -> Check:
+    if reason := inexpressible(crosscoder):
+        return Check("SAE-Lens", False, f"left out: {reason}", needed=False)
     return Check("SAE-Lens", True, f"{FOLDER}/ is what SAE.from_pretrained reads")
 
 
