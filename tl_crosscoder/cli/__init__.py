@@ -3,7 +3,25 @@
 A new verb: a file that decorates its function with ``@app.command``, and its line here.
 """
 
-from tl_crosscoder.cli import activation_difference, convert, inspect, jobs, publish, scaling, steer, steps  # noqa: F401
+from tl_crosscoder.cli import (  # noqa: F401
+    activation_difference,
+    attribute,
+    audit,
+    benchmark,
+    compare,
+    convert,
+    equivalence,
+    explain,
+    inspect,
+    jobs,
+    mirror,
+    publish,
+    scaling,
+    steer,
+    steps,
+    substitution,
+    template,
+)
 from tl_crosscoder.cli.app import main
 
 __all__ = ["main"]

@@ -76,7 +76,7 @@ def keep(report: "DiffReport", result: "StudyResult", as_json: bool, name: str |
         print_figures(result.to_dict(), True)
         return
     said = result.verdict if isinstance(result.verdict, list) else [result.verdict]
-    shown = result.table.head(40)
+    shown = result.table.head(20)
     print("\n" + "\n".join(said) + "\n")
     if len(shown):
         print(shown.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
