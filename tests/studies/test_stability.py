@@ -1,0 +1,130 @@
+"""Two runs are matched where they are the same, and not where chance alone would."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tl_crosscoder.analysis.acts_matching import acts_of, match_acts
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
+from tl_crosscoder.dictionary.sparsity import ReLU
+from tl_crosscoder.errors import EmptyData, ShapeMismatch
+from tl_crosscoder.studies import StudyResult
+from tl_crosscoder.studies.stability import StabilityResult, stability
+
+D_IN, D_SAE = 16, 24
+ORDER = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(3))
+
+
+def dictionary(seed=0) -> Crosscoder:
+    """Four tuned-only latents, four base-only, sixteen shared."""
+    crosscoder = Crosscoder(D_IN, D_SAE, ReLU(), init=Init(seed=seed))
+    with torch.no_grad():
+        crosscoder.W_dec[:4, 0] = 0
+        crosscoder.W_dec[4:8, 1] = 0
+        crosscoder.b_enc.fill_(-1.0)
+    return crosscoder.eval()
+
+
+def permuted(crosscoder: Crosscoder, order=ORDER) -> Crosscoder:
+    other = Crosscoder(D_IN, len(order), ReLU())
+    with torch.no_grad():
+        for name in ("W_dec", "W_enc_rows", "b_enc"):
+            getattr(other, name).copy_(getattr(crosscoder, name)[order])
+        other.b_dec.copy_(crosscoder.b_dec)
+    return other.eval()
+
+
+def tokens(n=400) -> list[torch.Tensor]:
+    x = torch.randn(n, 2, D_IN, generator=torch.Generator().manual_seed(5))
+    x[:, 1] = 0.7 * x[:, 0] + 0.3 * x[:, 1]
+    return list((2 * x).split(150))
+
+
+def ask(a, b, batches=None, **options) -> StabilityResult:
+    return stability(a, b, batches, progress=False, **options)
+
+
+def test_a_permuted_dictionary_is_recovered_by_directions_and_by_activations():
+    a = dictionary()
+    result = ask(a, permuted(a), tokens())
+    assert (result.table["share"].dropna() == 1).all()
+    assert result.tokens == 400
+    pairs = result.pairs
+    assert (ORDER[pairs["b"].tolist()].numpy() == pairs["a"]).all()
+    np.testing.assert_allclose(pairs[["cosine", "correlation"]], 1, atol=1e-5)
+    assert (pairs["class_a"] == pairs["class_b"]).all()
+    sizes = result.table[result.table["by"] == "directions"].set_index("class")["n_a"]
+    assert sizes.to_dict() == {"all": 24, "tuned_only": 4, "base_only": 4, "shared": 16, "other": 0}
+
+
+def test_another_dictionary_is_not_and_does_no_better_than_chance():
+    rows = ask(dictionary(), dictionary(seed=9), n_draws=19).table.set_index("class")
+    assert rows.loc["all", "share"] <= rows.loc["all", "rotation"] + 0.1
+    assert rows.loc["all", "p_rotation"] > 0.05
+
+
+def test_the_same_dictionary_is_beyond_chance_and_the_sentence_says_so():
+    a = dictionary()
+    result = ask(a, permuted(a), n_draws=19)
+    rows = result.table.set_index("class")
+    assert rows.loc["all", "p_rotation"] == pytest.approx(1 / 20)
+    assert np.isnan(rows.loc["all", "p_random"])  # all of them are no choice
+    assert rows.loc["tuned_only", "random"] < 0.6 < rows.loc["tuned_only", "share"]
+    assert result.verdict.startswith("Of 24 and 24 living latents 24 (100%) are matched with cosine ≥ 0.7 (")
+
+
+def test_a_class_that_moved_is_found_elsewhere():
+    """The same directions in b, but of both models: not tuned-only there, though their partners are as similar as .7 asks for."""
+    a = dictionary()
+    b = permuted(a, torch.arange(D_SAE))
+    with torch.no_grad():
+        b.W_dec[:4, 0] = 0.5 * b.W_dec[:4, 1]
+    result = ask(a, b)
+    row = result.table.set_index("class").loc["tuned_only"]
+    assert (row["n_a"], row["n_b"], row["matched"], row["elsewhere"]) == (4, 0, 0, 1)
+    assert "Of 4 and 0 tuned-only latents none can be matched." in result.verdict
+
+
+def test_dead_latents_are_left_out():
+    a = dictionary()
+    fired = pd.Series([0] * 4 + [5] * 20)
+    result = ask(a, permuted(a), alive=(fired, fired.iloc[ORDER.numpy()]))
+    sizes = result.table.set_index("class")["n_a"]
+    assert (sizes["all"], sizes["tuned_only"]) == (20, 0)
+
+
+def test_activations_are_matched_by_their_pearson_correlation():
+    a, b = dictionary(), dictionary(seed=9)
+    acts = acts_of((a, b), tokens())
+    every = torch.arange(D_SAE)
+    found = match_acts(*acts, every, every)
+    x = torch.cat(tokens())
+    whole = np.corrcoef(a.encode(x).detach().numpy().T, b.encode(x).detach().numpy().T)[:D_SAE, D_SAE:]
+    np.testing.assert_allclose(found.best_a, np.nan_to_num(whole).max(1), atol=1e-5)
+    np.testing.assert_allclose(found.similarity, whole[tuple(found.pairs.T.numpy())], atol=1e-5)
+
+
+def test_no_more_tokens_are_read_than_asked_for_and_none_is_an_error():
+    a = dictionary()
+    assert acts_of((a, a), tokens(), most=200)[0].shape == (300, D_SAE)  # whole batches
+    with pytest.raises(EmptyData, match="no tokens"):
+        acts_of((a, a), [])
+
+
+def test_other_models_are_refused():
+    with pytest.raises(ShapeMismatch, match=r"d_in=16.*d_in=8"):
+        ask(dictionary(), Crosscoder(8, 4, ReLU()))
+
+
+def test_the_result_is_read_back_drawn_and_resumed(tmp_path, monkeypatch):
+    a = dictionary()
+    result = ask(a, permuted(a), tokens(), parts=tmp_path)
+    back = StudyResult.from_dict(json.loads(result.to_json()))
+    assert back.verdict == result.verdict
+    assert back.plot().svg() == result.plot().svg()
+    monkeypatch.setattr("tl_crosscoder.studies.stability.rotation_null", None)
+    pd.testing.assert_frame_equal(ask(a, permuted(a), tokens(), parts=tmp_path).table, result.table)

@@ -1,0 +1,216 @@
+"""Is a concept that both models have cut into two latents, one for each?  Latent Decoupling, beside what chance makes alike."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_crosscoder.analysis.base import evaluating
+from tl_crosscoder.analysis.coactivation import (
+    BINS,
+    Coactivation,
+    coactivation,
+    divergence,
+    pair_scales,
+    strong,
+)
+from tl_crosscoder.analysis.matching_nulls import p_value
+from tl_crosscoder.analysis.mirrors import Mirrors, mirrored
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.report import Drawing
+from tl_crosscoder.report.mirror_figure import mirror_figure
+from tl_crosscoder.studies.parts import Parts
+from tl_crosscoder.studies.progress import tracked
+from tl_crosscoder.studies.records import records
+from tl_crosscoder.studies.result import StudyResult
+from tl_crosscoder.studies.weights import weights_sha256
+
+GATES = {"only": 0.9, "leaning": 0.6}  # tuned: delta_norm above; base: below one minus it
+APART = 0.5
+
+
+@dataclass(frozen=True)
+class MirrorResult(StudyResult):
+    """``table``: a row a pair, most alike first: latents ``tuned, base``, ``cosine`` of the two directions, both's ``delta_norm``;
+    of the tokens where one fires strongly (above .4 of its largest activation; ``n_strong``) the share where the other is silent
+    (``divergence``, at most .1) or strong too (``coactivation``); ``_scaled``: relative to the larger of the pair's two largest
+    scaled activations.
+
+    ``counts``: pairs among the tuned-only and base-only (``only``) and the tuned- and base-leaning latents, and in as large random
+    sets of live latents.  ``random``: divergence and co-activation of random pairs of a tuned- and a base-leaning latent.
+    ``histograms``: of each pair in the table's order, tokens by bin (5 x 5) of the tuned and the base latent.
+    """
+
+    key: ClassVar = "mirror-pairs"
+    title: ClassVar = "Concepts cut in two"
+    text: ClassVar = "Two latents, one of each model, that write one direction: no change, if both models know what they fire on."
+    notes: ClassVar = (
+        "Random sets: live latents of any class, as many as there are of each kind. Divergence: of the tokens where one of the two "
+        "fires above .4 of its largest activation, those where the other is at most at .1.",
+    )
+    index: ClassVar = ("tuned", "base")
+
+    table: pd.DataFrame
+    counts: pd.DataFrame
+    random: pd.DataFrame
+    histograms: list[list[list[int]]]
+    at_least: float
+
+    @property
+    def verdict(self) -> str:
+        """How many pairs, how many by chance, and on how many the two fire in different places."""
+        text = " ".join(_said(row, self.at_least) for row in records(self.counts))
+        known = self.table["divergence"].dropna() if len(self.table) else []
+        if not len(known):
+            return text
+        mean, apart = self.table["coactivation"].mean(), np.asarray(known)
+        chance = f" (of random pairs {self.random['divergence'].mean():.2f})" if len(self.random) else ""
+        return (
+            f"{text} In {(apart > APART).mean():.0%} of {len(apart):,} such pairs the two fire strongly on different tokens "
+            f"(divergence above {APART:g}); mean divergence {apart.mean():.2f}{chance}, co-activation {mean:.2f}."
+        )
+
+    def plot(self) -> Drawing:
+        """Cosine against divergence, and the tokens by both latents' bins."""
+        return mirror_figure(self.table, self.random, np.array(self.histograms))
+
+
+def _said(row: dict[str, Any], cosine: float) -> str:
+    gate = row["gate"]
+    sizes = f"{row['n_tuned']:,} tuned-{gate} and {row['n_base']:,} base-{gate} latents"
+    if not row["n_tuned"] or not row["n_base"]:
+        return f"Among {sizes} there can be no mirror pair."
+    text = f"Among {sizes} {row['pairs']:,} mirror pairs (cosine > {cosine:g})"
+    if row["null_mean"] is None:
+        return f"{text}."
+    chance = f"{row['null_mean']:.1f} on average, at most {row['null_max']:,.0f}, p = {row['p']:.2g}"
+    return f"{text}, in random sets as large {chance}."
+
+
+def mirror_pairs_study(
+    crosscoder: Crosscoder,
+    batches: Iterable,
+    table: pd.DataFrame,
+    *,
+    cosine: float = 0.9,
+    n_draws: int = 20,
+    most: int = 20_000,
+    seed: int = 0,
+    parts: str | Path | None = None,
+    progress: bool = True,
+) -> MirrorResult:
+    """Every pair (j, i) of a tuned-leaning and a base-leaning latent with ``cos(d_j^tuned, d_i^base) > cosine``, on ``batches``.
+
+    ``table``: the latent table of ``batches`` (a store, or raw tensors).  ``most``: pairs that are looked at on tokens, the most
+    alike first; all are counted.  An empty class is a result with its sizes.
+
+    Source: Minder et al. 2025, arXiv:2504.02922, Latent Decoupling.
+    """
+    if crosscoder.n_models < 2:
+        raise ValueError("mirror pairs are of a base and a tuned direction; this crosscoder has one model.")
+    rows = crosscoder.decoder_rows().detach()
+    kept = Parts(
+        parts,
+        study="mirror-pairs",
+        weights=weights_sha256(crosscoder),
+        fired=table["n_fired"].astype(float).tolist(),
+        settings=[cosine, most, seed],
+    )
+    alive = torch.tensor(table.index[table["n_fired"] > 0].to_numpy())
+    counts, found = [], Mirrors(torch.zeros(0, 2, dtype=torch.long), torch.zeros(0), 0)
+    draws = [(gate, draw) for gate in GATES for draw in range(n_draws)]
+    null: dict[str, list[int]] = {gate: [] for gate in GATES}
+    classes = {gate: _classes(table, alive, edge) for gate, edge in GATES.items()}
+    for gate, draw in tracked(draws, "pairs of random latents", len(draws), progress):
+        sizes = tuple(len(side) for side in classes[gate])
+
+        def drawn(sizes=sizes, draw=draw) -> int:
+            order = alive[
+                torch.randperm(len(alive), generator=torch.Generator().manual_seed(seed * 9973 + draw))
+            ]
+            tuned, base = order[: sizes[0]], order[sizes[0] : sizes[0] + sizes[1]]
+            return mirrored(rows, tuned, base, cosine=cosine, most=0).n
+
+        if all(sizes):
+            null[gate].append(kept(f"null-{gate}-{draw}", drawn))
+    for gate in GATES:
+        found = mirrored(rows, *classes[gate], cosine=cosine, most=most)
+        chance = np.array(null[gate] or [np.nan], dtype=float)
+        counts.append(
+            {
+                "gate": gate,
+                "n_tuned": len(classes[gate][0]),
+                "n_base": len(classes[gate][1]),
+                "pairs": found.n,
+                "null_mean": chance.mean(),
+                "null_max": chance.max(),
+                "p": p_value(float(found.n), chance.tolist()) if null[gate] else np.nan,
+            }
+        )
+    random = _random_pairs(*classes["leaning"], found.pairs, len(found.pairs), seed)
+    both = torch.cat([found.pairs, random])
+    own, scaled = _histograms(crosscoder, batches, table, both, progress)
+    n, figures = len(found.pairs), _figures(own, scaled)
+    delta = table["delta_norm"].to_numpy(float)
+    tuned, base = found.pairs.numpy().T
+    pairs = {"tuned": tuned, "base": base, "cosine": found.cosine.double().numpy()}
+    pairs |= {"delta_norm_tuned": delta[tuned], "delta_norm_base": delta[base]}
+    return MirrorResult(
+        pd.DataFrame(pairs | {name: values[:n] for name, values in figures.items()}),
+        pd.DataFrame(counts),
+        pd.DataFrame({name: figures[name][n:] for name in ("divergence", "coactivation")}),
+        own[:n].tolist(),
+        cosine,
+    )
+
+
+def _classes(table: pd.DataFrame, alive: Int[Tensor, " alive"], edge: float) -> tuple[Tensor, Tensor]:
+    """The living tuned- and base-only (or -leaning) latents."""
+    delta = torch.tensor(table["delta_norm"].to_numpy(float))[alive]
+    return alive[delta > edge], alive[delta < 1 - edge]
+
+
+def _random_pairs(
+    tuned: Int[Tensor, " tuned"], base: Int[Tensor, " base"], known: Int[Tensor, "pair 2"], n: int, seed: int
+) -> Int[Tensor, "random 2"]:
+    """``n`` random pairs of the two classes at most, none of them ``known`` and none twice."""
+    rng, taken = np.random.default_rng(seed), {tuple(pair) for pair in known.tolist()}
+    drawn: list[tuple[int, int]] = []
+    for _ in range(4 * n):
+        pair = (int(rng.choice(tuned)), int(rng.choice(base)))
+        if len(drawn) < n and pair not in taken:
+            drawn.append(pair)
+            taken.add(pair)
+    return torch.tensor(drawn, dtype=torch.long).reshape(-1, 2)
+
+
+def _histograms(
+    crosscoder: Crosscoder,
+    batches: Iterable,
+    table: pd.DataFrame,
+    pairs: Int[Tensor, "pair 2"],
+    progress: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pair, relative to each latent's own largest activation, and to the pair's largest scaled one."""
+    if not len(pairs):
+        return (np.zeros((0, BINS, BINS), dtype=np.int64),) * 2
+    largest = torch.tensor(table["max_act"].to_numpy(float))
+    norms = crosscoder.decoder_norms().detach().double().sum(1).cpu()
+    together = [Coactivation(pairs, pair_scales(largest, pairs, weights)) for weights in (None, norms)]
+    for x in tracked(batches, "where both fire", None, progress):
+        with evaluating(crosscoder):
+            codes = crosscoder.encode_sparse(x.to(crosscoder.W_dec.device, crosscoder.W_dec.dtype))
+        for each in together:
+            each.update(codes)
+    return together[0].histograms, together[1].histograms
+
+
+def _figures(own: np.ndarray, scaled: np.ndarray) -> dict[str, np.ndarray]:
+    figures = {"divergence": divergence(own), "coactivation": coactivation(own), "n_strong": strong(own)}
+    return figures | {"divergence_scaled": divergence(scaled), "coactivation_scaled": coactivation(scaled)}

@@ -1,0 +1,201 @@
+"""Does another seed, or other data, find the same latents?  Matched one to one, beside what chance would match."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_crosscoder.analysis.acts_matching import acts_of, match_acts
+from tl_crosscoder.analysis.decoder_norms import classify, delta_norm
+from tl_crosscoder.analysis.matching import MATCHED, Matching, match_latents
+from tl_crosscoder.analysis.matching_nulls import p_value, random_null, rotation_null
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.errors import ShapeMismatch
+from tl_crosscoder.report import Drawing
+from tl_crosscoder.report.stability_figure import stability_figure
+from tl_crosscoder.studies.parts import Parts
+from tl_crosscoder.studies.progress import tracked
+from tl_crosscoder.studies.result import StudyResult
+from tl_crosscoder.studies.weights import weights_sha256
+
+ALIVE = "all"
+
+
+@dataclass(frozen=True)
+class StabilityResult(StudyResult):
+    """``table``: a row a class and way (``by`` decoder directions, or activations): latents of it in ``n_a`` and ``n_b``, pairs
+    ``matched`` within the class, ``share`` of the smaller side, ``upper_bound`` (not one to one), ``mean`` similarity of the pairs;
+    ``rotation`` and ``random``: the nulls' mean share, ``p_rotation`` and ``p_random`` of the share; ``elsewhere``: the share of
+    a's latents of this class whose partner among *all* living latents of b is as similar.
+
+    ``pairs``: a row a pair of living latents: ``a, b, cosine`` (and ``correlation`` where there were activations), both classes.
+    """
+
+    key: ClassVar = "stability"
+    title: ClassVar = "Would another run find them?"
+    text: ClassVar = "Latents of two crosscoders matched one to one; a class is matched within itself."
+    notes: ClassVar = (
+        "Rotation: the same after turning one side's directions at random. Random: as many living latents of any class.",
+    )
+    index: ClassVar = ("class", "by")
+
+    table: pd.DataFrame
+    pairs: pd.DataFrame
+    at_least: float
+    tokens: int
+
+    @property
+    def verdict(self) -> str:
+        """The share recovered of all latents and of the tuned-only ones, by each way."""
+        rows = [row for row in self.table.to_dict("records") if row["class"] in (ALIVE, "tuned_only")]
+        return " ".join(dict.fromkeys(_sentence(row, self.at_least) for row in rows))
+
+    def plot(self) -> Drawing:
+        """The share matched in each class beside the nulls, and how similar the pairs are."""
+        return stability_figure(self.table, self.pairs, self.at_least)
+
+
+def _sentence(row: dict[str, Any], at_least: float) -> str:
+    what = "living" if row["class"] == ALIVE else row["class"].replace("_", "-")
+    measure = "cosine" if row["by"] == "directions" else "correlation of activations"
+    sizes = f"{row['n_a']:,} and {row['n_b']:,} {what} latents"
+    if not row["n_a"] or not row["n_b"]:
+        return f"Of {sizes} none can be matched."
+    text = f"Of {sizes} {row['matched']:,} ({row['share']:.0%}) are matched with {measure} ≥ {at_least:g}"
+    chance = {"after a rotation": row["rotation"], "of random latents": row["random"]}
+    known = [f"{value:.1%} {name}" for name, value in chance.items() if value == value]
+    return f"{text} ({', '.join(known)})." if known else f"{text}."
+
+
+def stability(
+    a: Crosscoder,
+    b: Crosscoder,
+    batches: Iterable | None = None,
+    *,
+    alive: tuple[pd.Series, pd.Series] | None = None,
+    at_least: float = MATCHED,
+    n_draws: int = 10,
+    most_tokens: int = 100_000,
+    seed: int = 0,
+    parts: str | Path | None = None,
+    progress: bool = True,
+) -> StabilityResult:
+    """The latents that two crosscoders of one pair and hook share, against a rotation null and one of random living latents.
+
+    ``batches``: activations that neither was trained on, for the correlation on the same tokens.  ``alive``: for each the number of
+    firings of every latent (``table["n_fired"]``); without it those that fire on ``batches``, without both all of them.
+    ``at_least``: the similarity of a match.
+
+    Raises ShapeMismatch for crosscoders of other models.
+    """
+    if (a.n_models, a.d_in) != (b.n_models, b.d_in):
+        raise ShapeMismatch(
+            f"crosscoders of [model={a.n_models}, d_in={a.d_in}] and [model={b.n_models}, d_in={b.d_in}]: "
+            "only those of one pair of models at one hook can be compared"
+        )
+    acts = None if batches is None else acts_of((a, b), batches, most_tokens)
+    fired = [
+        torch.ones(each.d_sae, dtype=torch.long)
+        if acts is None
+        else torch.from_numpy(np.diff(acts[i].indptr))
+        for i, each in enumerate((a, b))
+    ]
+    if alive is not None:
+        fired = [torch.tensor(np.asarray(n, dtype=float)) for n in alive]
+    labels = [classify(_delta(each).tolist(), n.tolist()) for each, n in zip((a, b), fired, strict=True)]
+    rows = [each.decoder_rows().detach().float() for each in (a, b)]
+    living = [(n > 0).nonzero()[:, 0] for n in fired]
+    kept = Parts(
+        parts,
+        study="stability",
+        weights=[weights_sha256(a), weights_sha256(b)],
+        fired=[n.tolist() for n in fired],
+        settings=[at_least, n_draws, seed],
+    )
+    names = [ALIVE] + [name for name in ("tuned_only", "base_only", "shared", "other") if a.n_models > 1]
+    whole = match_latents(rows[0][living[0]], rows[1][living[1]])
+    close = set(living[0][whole.pairs[whole.similarity >= at_least, 0]].tolist())
+    table = []
+    for name in tracked(names, "latents of both runs", len(names), progress):
+        mine = [_of_class(ids, kinds, name) for ids, kinds in zip(living, labels, strict=True)]
+        found = whole if name == ALIVE else match_latents(rows[0][mine[0]], rows[1][mine[1]])
+
+        def nulls(mine=mine) -> dict[str, list[float]]:
+            return _nulls(rows, living, mine, at_least, n_draws, seed)
+
+        chance = kept(f"nulls-{name.replace('_', '-')}", nulls) if all(map(len, mine)) else {}
+        elsewhere = np.mean([j in close for j in mine[0].tolist()]) if len(mine[0]) else np.nan
+        table.append({"class": name, "by": "directions"} | _row(found, at_least, chance, elsewhere))
+        if acts is not None:
+            together = match_acts(*acts, *mine)
+            table.append({"class": name, "by": "activations"} | _row(together, at_least, {}, np.nan))
+    return StabilityResult(
+        pd.DataFrame(table),
+        _pairs(whole, living, labels, acts),
+        at_least,
+        0 if acts is None else int(acts[0].shape[0]),
+    )
+
+
+def _delta(crosscoder: Crosscoder) -> Tensor:
+    """``delta_norm``; of one model there is none."""
+    norms = crosscoder.decoder_norms().detach()
+    return delta_norm(norms) if crosscoder.n_models > 1 else torch.full((crosscoder.d_sae,), 0.5)
+
+
+def _of_class(ids: Int[Tensor, " alive"], kinds: list[str], name: str) -> Int[Tensor, " latent"]:
+    return ids if name == ALIVE else ids[[kinds[j] == name for j in ids.tolist()]]
+
+
+def _nulls(
+    rows: list[Tensor], living: list[Tensor], mine: list[Tensor], at_least: float, n: int, seed: int
+) -> dict[str, list[float]]:
+    rotated = rotation_null(rows[0][mine[0]], rows[1][mine[1]], n_draws=n, seed=seed)
+    whole = all(len(m) == len(every) for m, every in zip(mine, living, strict=True))
+    sizes = len(mine[0]), len(mine[1])
+    random: list[Matching] = (
+        [] if whole else random_null(*rows, *living, sizes, n_draws=n, seed=seed)  # type: ignore[misc]
+    )
+    return {"rotation": [m.share(at_least) for m in rotated], "random": [m.share(at_least) for m in random]}
+
+
+def _row(
+    found: Matching, at_least: float, chance: dict[str, list[float]], elsewhere: float
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "n_a": len(found.best_a),
+        "n_b": len(found.best_b),
+        "matched": found.matched(at_least),
+        "share": found.share(at_least),
+        "upper_bound": found.upper_bound(at_least),
+        "mean": found.mean(),
+        "elsewhere": float(elsewhere),
+    }
+    for name in ("rotation", "random"):
+        null = chance.get(name) or []
+        row[name] = float(np.mean(null)) if null else np.nan
+        row[f"p_{name}"] = p_value(found.share(at_least), null) if null else np.nan
+    return row
+
+
+def _pairs(whole: Matching, living: list[Tensor], labels: list[list[str]], acts) -> pd.DataFrame:
+    a, b = living[0][whole.pairs[:, 0]].tolist(), living[1][whole.pairs[:, 1]].tolist()
+    table = pd.DataFrame({"a": a, "b": b, "cosine": whole.similarity.double().numpy()})
+    table["class_a"], table["class_b"] = [labels[0][j] for j in a], [labels[1][i] for i in b]
+    if acts is not None:
+        table["correlation"] = list(_correlations(*acts, a, b))
+    return table.sort_values("cosine", ascending=False, kind="stable", ignore_index=True)
+
+
+def _correlations(acts_a, acts_b, a: list[int], b: list[int]) -> Iterator[float]:
+    """Of each pair; NaN where one of the two never fires here."""
+    for j, i in zip(a, b, strict=True):
+        one, other = (each[:, [k]].toarray().ravel() for each, k in ((acts_a, j), (acts_b, i)))
+        varied = one.any() and other.any() and min(np.ptp(one), np.ptp(other)) > 0
+        yield float(np.corrcoef(one, other)[0, 1]) if varied else np.nan
