@@ -2,7 +2,7 @@
 
     python benchmarks/mirror_pairs.py [--d-sae 73728] [--d-in 2304] [--tuned 3176] [--base 1500] [--threads 2]
 
-The defaults are the size of a published crosscoder and classes as large as an L1 one has; the worst case is --tuned 36864 --base 36864.
+The defaults are a published size, and classes as large as under L1; the worst case is --tuned 36864 --base 36864.
 """
 
 import argparse
