@@ -66,6 +66,14 @@ def test_to_sae_lens_and_back_the_function_stays_and_the_second_time_every_bit(t
         assert torch.equal(twice.state_dict()[name], tensor), name
 
 
+@pytest.mark.parametrize("make", [writers.papergrade, writers.crosscode])
+def test_thresholds_of_other_tools_reach_sae_lens(tmp_path, make):
+    written, x = make(tmp_path / "a"), torch.randn(40, 2, writers.D, dtype=torch.float64)
+    there = load(convert(load(written.path), "sae-lens", tmp_path / "b"))
+    assert torch.allclose(there.encode(x), written.formula(x)[0], atol=1e-6)
+    assert torch.allclose(there(x).recon, written.formula(x)[1], atol=1e-6)
+
+
 def test_what_the_other_tool_has_no_place_for_is_refused_before_anything_is_written(tmp_path):
     for made, reason in (
         (crosscoder(TopK(2)), "TopK"),

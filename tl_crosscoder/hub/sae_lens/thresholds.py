@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.prefix import first_latents
-from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, ReLU, Sparsity, Split, TopK
+from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, ReLU, Sparsity, Split, Threshold, TopK
 
 #: Latents looked at together: their float64 copies are small beside the weights.
 AT_ONCE = 4096
@@ -35,7 +35,7 @@ def _reason(sparsity: Any, where: str) -> str | None:
         return "SAE-Lens' topk takes one k for all latents, and a TopK inside Split is for some of them"
     if kind is BatchTopK and sparsity.threshold < 0:
         return f"BatchTopK {where}has no threshold yet, which SAE-Lens encodes by; train it or set sparsity.threshold"
-    if kind not in (ReLU, JumpReLU, BatchTopK, TopK):
+    if kind not in (ReLU, JumpReLU, BatchTopK, Threshold, TopK):
         return (
             f"SAE-Lens knows a threshold for each latent (jumprelu) or the k largest of all (topk); {kind.__name__} "
             f"{where}is neither.  Keep it in this library's format"
@@ -64,6 +64,8 @@ def thresholds(
 def _of(sparsity: Sparsity, norms: Float[Tensor, "d_sae"]) -> Float[Tensor, "d_sae"]:
     if isinstance(sparsity, BatchTopK):
         return sparsity.threshold.double() / norms
+    if isinstance(sparsity, Threshold) and sparsity.threshold is not None:
+        return sparsity.threshold.double().clamp(min=0)
     if isinstance(sparsity, JumpReLU):
         found = sparsity.thresholds.detach()
         return found.double().where(found > 2 * torch.finfo(found.dtype).tiny, 0)  # exp() reaches no 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.partition import Partition
-from tl_crosscoder.dictionary.sparsity import JumpReLU, ReLU, Sparsity, TopK
+from tl_crosscoder.dictionary.sparsity import JumpReLU, ReLU, Sparsity, Threshold, TopK
 from tl_crosscoder.hub.sae_lens.flat import Flat
 from tl_crosscoder.hub.sae_lens.thresholds import code_norms, jumprelu, thresholds
 
@@ -73,6 +73,8 @@ def _sparsity(flat: Flat, decoder: Float[Tensor, "d_sae model d_in"], origin: Or
     scale = origin.units.scale if origin.units else decoder.new_ones(origin.n_models)
     norms = code_norms(decoder, scale, origin.code_norm)
     wanted = flat.threshold.clamp(min=0)
+    if isinstance(origin.sparsity, Threshold):
+        return Threshold.of(wanted)
     for known in (origin.sparsity, ReLU()):
         # where a JumpReLU is told of, its thresholds are not
         if known is None or any(isinstance(part, JumpReLU | TopK) for part in known.modules()):
