@@ -77,7 +77,7 @@ def test_json_is_one_object_on_standard_output(hub, call):
         (
             {"pattern": "repos/create", "status": 503, "times": 99},
             4,
-            "HubError: publishing me/cc: the Hub answered 503",
+            "HubUnreachable: publishing me/cc: the Hub answered 503",
         ),
         ({"pattern": "/commit/", "status": 412, "times": 99}, 4, "HubConflict: someone else changed me/cc"),
         ({"pattern": "/commit/", "status": 403}, 4, "HubError: publishing me/cc: your token may not"),

@@ -99,7 +99,7 @@ def _status(repo: str, error) -> tuple[type[HubError], str]:
     if status == 429:
         return HubError, f"the Hub allows no more requests for now; try again in some minutes.{said}"
     if status >= 500:
-        return HubError, f"the Hub answered {status} however often it was asked; try again later.{said}"
+        return HubUnreachable, f"the Hub answered {status} however often it was asked; try again later.{said}"
     return HubError, f"the Hub answered {status}.{said}"
 
 

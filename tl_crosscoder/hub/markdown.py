@@ -28,7 +28,7 @@ def link(name: object) -> str:
     )
 
 
-def share(value: float | None) -> str:
+def share(value: float | int | None) -> str:
     """A part of a whole in percent."""
     percent = None if value is None else round(100 * value, 1) + 0.0  # no -0.0
     return number(percent, 1) + ("" if percent is None or percent != percent else "%")
