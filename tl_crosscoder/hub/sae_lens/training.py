@@ -22,7 +22,9 @@ def sae_lens_config(d_in: int, d_sae: int, k: int | float, **settings: Any) -> "
     from tl_crosscoder.hub.sae_lens.native.training_sae import CrosscoderTrainingConfig
 
     n_models = settings.pop("n_models", 2)
-    return CrosscoderTrainingConfig(d_in=n_models * d_in, d_sae=d_sae, k=k, n_models=n_models, **settings)
+    return CrosscoderTrainingConfig(
+        d_in=n_models * d_in, d_sae=d_sae, k=float(k), n_models=n_models, **settings
+    )
 
 
 def sae_lens_training(config: "CrosscoderTrainingConfig") -> "CrosscoderTrainingSAE":
