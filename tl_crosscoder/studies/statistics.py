@@ -5,6 +5,7 @@ Too few data give NaN, never a warning.  All random draws are seeded."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -92,9 +93,9 @@ def equivalence_p(differences: Float[np.ndarray, " n"], margin: float) -> float:
         return float(stats.binom.cdf(nonzero, len(differences), margin)) if inside else 1.0
     if differences.std() == 0:
         return 1.0  # every one differs alike: no more inside the margin than that value is, and it is no small one
-    above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
-    below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
-    return float(max(above, below))
+    above = stats.ttest_1samp(differences, -margin, alternative="greater")
+    below = stats.ttest_1samp(differences, margin, alternative="less")
+    return max(_p(above), _p(below))
 
 
 def minimum_detectable_effect(
@@ -153,7 +154,7 @@ def signed_rank_p(differences: Float[np.ndarray, " n"]) -> float:
     differences = np.asarray(differences, float)
     if not np.count_nonzero(differences):
         return 1.0 if len(differences) else math.nan
-    return float(stats.wilcoxon(differences[differences != 0]).pvalue)
+    return _p(stats.wilcoxon(differences[differences != 0]))
 
 
 def correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
@@ -206,6 +207,10 @@ def _correlations(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
     tiny = 1e-12 * x.shape[axis] * np.abs(x).max(axis) * np.abs(y).max(axis)
     flat = size <= tiny
     return np.where(flat, np.nan, (a * b).sum(axis) / np.where(flat, 1.0, size))
+
+
+def _p(found: Any) -> float:
+    return float(found.pvalue)  # scipy's results are of types that it does not name
 
 
 def _constant(x: np.ndarray) -> bool:
