@@ -1,0 +1,138 @@
+"""The planted cases: a latent that the answers depend on, and a drift that nothing reads."""
+
+import json
+
+import pytest
+
+from tests.studies.readout import DROP, answers_to, prompts, readout_pair, readout_store
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
+from tl_crosscoder.dictionary.losses import MSE, AuxK
+from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.sparsity import BatchTopK
+from tl_crosscoder.studies.gate_audit import AuditResult, ExactMatch, Gate, Unchanged, gate_audit
+from tl_crosscoder.studies.result import StudyResult
+from tl_crosscoder.training.config import TrainConfig
+from tl_crosscoder.training.train import train
+
+ASKED = prompts(64, planted=True)
+OTHERS = Unchanged("others", prompts(48, planted=False))
+learned: dict = {}
+
+
+def learn(store, seed):
+    made = Crosscoder(
+        store.d_in, 24, BatchTopK(3), normalizer=Normalizer.fit(store), init=Init(norm=0.5, seed=seed)
+    )
+    config = TrainConfig(steps=250, lr=1e-2, progress=False)
+    train(made, store.shuffled(256, seed), [MSE(), AuxK(dead_after_tokens=3000)], config)
+    return made
+
+
+def once(case):
+    """Each arm of each case is trained once; identity and disjoint know the base model alone, which both cases share."""
+
+    def kept(name, store, seed):
+        key = (name, seed, case if name.startswith(("target", "noise")) else "")
+        learned[key] = learned[key] if key in learned else learn(store, seed)
+        return learned[key]
+
+    return kept
+
+
+def audited(case, **options):
+    pair = readout_pair(heard=case == "causal")
+    task = ExactMatch("letters", ASKED, answers_to(ASKED)) if case == "causal" else Unchanged("own", ASKED)
+    settings = {
+        "gate": Gate(least=50),
+        "seeds": (0, 1),
+        "task": task,
+        "off_task": OTHERS,
+        "drop": DROP,
+        "max_new_tokens": 1,
+    }
+    settings |= {"n_matched": 20, "n_turned": 2, "n_null": 39, "progress": False, "pair": pair} | options
+    store = readout_store(pair)
+    return gate_audit(store, once(case), **settings)
+
+
+@pytest.fixture(scope="module")
+def causal():
+    return audited("causal")
+
+
+@pytest.fixture(scope="module")
+def drift():
+    return audited("drift")
+
+
+def counts(result, arm):
+    rows = result.table[(result.table["arm"] == arm) & (result.table["threshold"] == 5 / 6)]
+    return [int(n) for n in rows["counts"].item().split()]
+
+
+def test_a_causal_latent_passes(causal):
+    assert causal.word == "PASS", causal.verdict
+    a = causal.ablation
+    assert a["accuracy_none"] == 1 and a["accuracy_gated"] < 0.1 < 0.9 < a["accuracy_matched"]
+    assert a["effect"] > 0.8 and a["low"] > 0.7 and a["rank_p"] == 1 / 21 and a["kl_gated"] > a["kl_matched"]
+    assert a["mcnemar_matched"][2] < 1e-6 and a["off_effect"] < 0.1
+
+
+def test_a_drift_that_nothing_reads_is_stable_and_not_causal(drift):
+    assert drift.word == "STABLE_NOT_CAUSAL", drift.verdict
+    assert drift.ablation["accuracy_gated"] > 0.95 and drift.ablation["harmless_p"] < 0.05
+    assert counts(drift, "target") == [3, 3]
+
+
+def test_the_gate_finds_the_planted_directions_and_nothing_where_there_is_nothing(causal):
+    assert counts(causal, "target") == [3, 3]
+    assert counts(causal, "identity") == counts(causal, "noise") == [0, 0]
+    assert (
+        min(counts(causal, "disjoint")) > 3
+    )  # two sides that merely differ: latents of the tuned side alone
+
+
+def test_both_seeds_find_the_same_directions_and_chance_does_not(causal):
+    row = causal.stability.set_index("latents").loc["non-lexical"]
+    assert row["matched"] == row["size"] == 3 and row["share"] == row["upper_bound"] == 1
+    assert row["p_rotation"] <= 0.05 and row["p_random"] <= 0.05 and row["rotation"] < 0.1
+    assert row["correlation"] > 0.9 and row["correlation_elsewhere"] > 0.8
+    assert not causal.latents["lexical"].any()
+
+
+def test_without_a_task_the_verdict_says_what_was_not_asked():
+    result = audited("causal", task=None, pair=None)
+    assert result.word == "UNDERPOWERED" and "was not asked" in result.verdict[0]
+    assert result.ablation == {} and result.answers.empty
+
+
+def test_where_nothing_passes_it_says_where_something_would():
+    result = audited("causal", gate=Gate(threshold=0.9999, least=50))
+    assert result.word == "UNDERPOWERED" and "nothing to ask about" in result.verdict[0]
+    assert "latents a crosscoder would pass" in result.verdict[-1]
+
+
+def test_the_result_is_read_back_with_its_panel(causal):
+    read = StudyResult.from_dict(json.loads(causal.to_json()))
+    assert isinstance(read, AuditResult) and read.verdict == causal.verdict
+    assert read.panel().figure is not None
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch, causal):
+    audited("causal", parts=tmp_path)
+    for name in ("measured", "outcomes"):
+        monkeypatch.setattr(f"tl_crosscoder.studies.gate_audit.audit.{name}", None)
+    again = audited("causal", parts=tmp_path)
+    assert again.word == "PASS" and again.table.equals(causal.table)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (1, 1)])
+def test_one_seed_is_no_audit(seeds):
+    with pytest.raises(ValueError, match="two seeds"):
+        audited("causal", seeds=seeds)
+
+
+def test_a_task_without_models_is_refused_before_any_training():
+    with pytest.raises(ValueError, match="wants the models"):
+        audited("causal", pair=None)

@@ -1,0 +1,248 @@
+"""The audit: arms, counts, stability and ablation, in one result with one word."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.interventions import Part
+from tl_crosscoder.models.activations import PairedActivations
+from tl_crosscoder.models.drop import Drop
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.report import Drawing
+from tl_crosscoder.report.gate_counts import gate_counts
+from tl_crosscoder.studies.gate_audit.ablation import conditions, effects, outcomes
+from tl_crosscoder.studies.gate_audit.arms import ARMS, arm
+from tl_crosscoder.studies.gate_audit.gates import Gate, count_table, measured
+from tl_crosscoder.studies.gate_audit.lexical import words_of
+from tl_crosscoder.studies.gate_audit.stability import Seed, stability_table
+from tl_crosscoder.studies.gate_audit.tasks import Task
+from tl_crosscoder.studies.gate_audit.verdict import Evidence, decide
+from tl_crosscoder.studies.parts import Parts
+from tl_crosscoder.studies.records import records
+from tl_crosscoder.studies.result import StudyResult
+from tl_crosscoder.studies.weights import weights_sha256
+
+#: ``learn(arm, activations, seed)``: a crosscoder trained on the arm's activations; the caller keeps what should survive a kill
+Learn = Callable[[str, PairedActivations, int], Crosscoder]
+
+
+@dataclass(frozen=True)
+class AuditResult(StudyResult):
+    """``word``: GATE_BROKEN, DISTRIBUTION_DRIFT, STABLE_NOT_CAUSAL, UNDERPOWERED or PASS, with its ``reasons``.
+
+    ``table``: counts, one row an arm and threshold (see ``count_table``).  ``stability``: of the target arm's gated latents over
+    seeds.  ``latents``: the first seed's gated latents with their words.  ``ablation``: what the task said, empty without one.
+    ``answers``: every answer, with its condition.  ``settings``: gate, seeds, controls.
+    """
+
+    key: ClassVar = "audit"
+    title: ClassVar = "Can the gate be trusted?"
+    text: ClassVar = (
+        "How many latents pass the gate in the pair, where both sides are the same (identity), where the difference is noise, and "
+        "where the two sides read different texts (disjoint); whether other seeds find them again; whether a task needs them."
+    )
+    notes: ClassVar = (
+        "Counts: mean a crosscoder, 95 % Poisson interval over the pooled seeds. Ratio: to the pair's own count.",
+    )
+    index: ClassVar = ("arm", "threshold")
+
+    table: pd.DataFrame
+    stability: pd.DataFrame
+    latents: pd.DataFrame
+    ablation: dict[str, Any]
+    answers: pd.DataFrame
+    word: str
+    reasons: list[str]
+    settings: dict[str, Any]
+
+    @property
+    def verdict(self) -> list[str]:
+        """The word and why; then what the task said, with what it could not have seen."""
+        gate = self.settings["gate"]
+        said = f"{self.word} (gate: {gate['by']} above {gate['threshold']:.3g}, {len(self.settings['seeds'])} seeds)"
+        return [f"{said}: {'; '.join(self.reasons)}.", *self._task(), *self._lower()]
+
+    def _task(self) -> list[str]:
+        if not self.ablation:
+            return []
+        a = self.ablation
+        worst = f"matched sets leave {a['accuracy_matched']:.0%} (worst {a['accuracy_matched_worst']:.0%})"
+        off = (
+            f" Other prompts lose {a['off_effect']:+.0%} more than with matched sets."
+            if "off_effect" in a
+            else ""
+        )
+        return [
+            f"Task {a['task']} ({a['n_prompts']} prompts, {a['n_latents']} latents taken out, {a['part']}): "
+            f"{a['accuracy_none']:.0%} right, {a['accuracy_gated']:.0%} without the gated latents, {worst}; random directions "
+            f"of their length leave {a['accuracy_turned']:.0%}. Effects below {a['mde']:.0%} could not have been seen.{off}"
+        ]
+
+    def _lower(self) -> list[str]:
+        """Where nothing passes: at which threshold something would."""
+        mine = self.table[self.table["arm"] == "target"].sort_values("threshold")
+        here = mine[np.isclose(mine["threshold"], self.settings["gate"]["threshold"])]
+        some = mine[mine["mean"] > 0]
+        if not len(here) or here["mean"].iloc[0] > 0 or not len(some):
+            return []
+        last = some.iloc[-1]
+        return [f"Above {last['threshold']:.3g}, {last['mean']:.3g} latents a crosscoder would pass."]
+
+    def plot(self) -> Drawing:
+        """The counts of each arm over the threshold."""
+        return gate_counts(self.table, self.settings["gate"]["by"], self.settings["gate"]["threshold"])
+
+
+def gate_audit(
+    store: PairedActivations,
+    learn: Learn,
+    *,
+    gate: Gate | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    pair: ModelPair | None = None,
+    task: Task | None = None,
+    off_task: Task | None = None,
+    part: Part = "whole",
+    noise: Literal["scale", "covariance"] = "scale",
+    n_matched: int = 20,
+    n_turned: int = 5,
+    n_null: int = 99,
+    margin: float = 0.05,
+    detectable: float = 0.15,
+    noise_factor: float = 3.0,
+    held_out: float = 0.1,
+    max_tokens: int | None = 1_000_000,
+    drop: Drop | None = None,
+    max_new_tokens: int = 16,
+    seed: int = 0,
+    parts: str | Path | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> AuditResult:
+    """Whether latents that pass ``gate`` are specific to the tuned model, found again by other seeds, and needed by ``task``.
+
+    ``learn`` trains one crosscoder an arm and seed, on the conversations that are not ``held_out``; the gate is read on the
+    same tokens (at most ``max_tokens``), activations are compared across seeds on the others.  The task, which wants
+    ``pair``, is done with the first seed's gated latents out of the tuned model: ``part`` "whole", or only the "difference"
+    between the models, against ``n_matched`` sets of others and ``n_turned`` random directions.  An effect within ``margin``
+    is none; ``detectable`` and ``noise_factor`` as in ``decide``.  ``parts``: a folder where what was measured is kept
+    through a kill.
+
+    Source: the negative result on GRPO-LoRA features (ICML 2026 workshop on mechanistic interpretability), of whose protocol the
+    abstract alone is public; its gate, thresholds and tests are replaced by stated ones.
+    """
+    gate, drop, seeds = gate or Gate(), drop or Drop(), list(seeds)
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"an audit wants two seeds or more, all different (three are better); got {seeds}.")
+    if task is not None and pair is None:
+        raise ValueError(f"the task {task.name!r} wants the models: pass pair=.")
+    if pair is not None:
+        store.check_against(pair)
+    seen, rest = store.split(1 - held_out, seed)
+    tables: dict[str, list[pd.DataFrame]] = {}
+    target: list[Crosscoder] = []
+    for name in ARMS:
+        there = arm(seen, name, seed=seed, noise=noise)
+        tables[name] = []
+        for number in seeds:
+            say(f"{name}, seed {number}")
+            crosscoder = learn(_label(name, noise, seed), there, number)
+            keep = _keep(
+                parts,
+                crosscoder,
+                store,
+                gate=asdict(gate),
+                arm=name,
+                noise=noise,
+                tokens=max_tokens,
+                seed=seed,
+            )
+            kept = keep("table", lambda c=crosscoder, a=there: records(measured(c, a, gate, max_tokens)))
+            tables[name].append(_as_numbers(kept))
+            if name == "target":
+                target.append(crosscoder)
+    say("matching the seeds")
+    found = [
+        Seed(c, ids := gate.passing(t), gate.alive(t), words_of(c, seen, ids, max_tokens))
+        for c, t in zip(target, tables["target"], strict=True)
+    ]
+    stability = stability_table(found, rest, n_draws=n_null, seed=seed)
+    first, ablation, answers = found[0], {}, pd.DataFrame()
+    if task is not None and pair is not None and first.gated:
+        say(f"taking {len(first.gated)} latents out of the tuned model")
+        keep = _keep(
+            parts, first.crosscoder, store, gated=first.gated, task=[task.name, *task.prompts], models=pair.fingerprint,
+            off_task=list(off_task.prompts) if off_task else [], sets=[n_matched, n_turned], part=part, tokens=max_new_tokens,
+            drop=asdict(drop), seed=seed,
+        )  # fmt: skip
+        chosen, outside = conditions(
+            first.crosscoder, tables["target"][0], first.gated, first.alive, n_matched=n_matched, n_turned=n_turned, seed=seed
+        )  # fmt: skip
+        doing = {"part": part, "drop": drop, "max_new_tokens": max_new_tokens, "progress": progress}
+        said = keep("answers", lambda: records(outcomes(pair, task, off_task, chosen, **doing)))
+        answers = pd.DataFrame(said)
+        answers[["log_prob", "kl"]] = answers[["log_prob", "kl"]].astype(float)
+        about = {"task": task.name, "part": part, "n_latents": len(first.gated), "outside_caliper": outside}
+        ablation = about | effects(answers, margin, seed=seed)
+    evidence = _evidence(gate, tables, stability, ablation)
+    word, reasons = decide(evidence, noise_factor=noise_factor, detectable=detectable)
+    if task is not None and not ablation:
+        reasons.append("the task was not done")
+    described = _described(first, tables["target"][0], store)
+    settings = {"gate": asdict(gate), "seeds": seeds, "noise": noise, "evidence": asdict(evidence)}
+    counts = count_table(tables, gate)
+    return AuditResult(counts, stability, described, ablation, answers, word, reasons, settings)
+
+
+def _label(name: str, noise: str, seed: int) -> str:
+    """What tells an arm's activations from those of other audits of the pair."""
+    return name if name in ("target", "identity") else f"{name}-{seed}" + f"-{noise}" * (name == "noise")
+
+
+def _keep(parts: str | Path | None, crosscoder: Crosscoder, store: PairedActivations, **about: Any) -> Parts:
+    data = {"corpus": store.corpus.sha256, "rows": len(store)}
+    return Parts(parts, study="audit", weights=weights_sha256(crosscoder), **data, **about)
+
+
+def _as_numbers(kept: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(kept, dtype=float).rename_axis("latent")
+
+
+def _evidence(
+    gate: Gate, tables: dict[str, list[pd.DataFrame]], stability: pd.DataFrame, ablation: dict[str, Any]
+) -> Evidence:
+    counts = {name: sum(len(gate.passing(t)) for t in arm) for name, arm in tables.items()}
+    [again] = records(stability[stability["latents"] == "non-lexical"])
+    nulls = [again[name] for name in ("p_rotation", "p_random")]
+    nan = float("nan")
+    names = ("effect", "low", "high", "rank_p", "equivalence_p", "harmless_p", "mde", "on_minus_off_low")
+    return Evidence(
+        target=counts["target"],
+        identity=counts["identity"],
+        noise=counts["noise"],
+        share=nan if again["share"] is None else again["share"],
+        p_null=nan if None in nulls else max(nulls),
+        n_pairs=int(again["size"]),
+        accuracy=ablation.get("accuracy_none", nan),
+        **{name: ablation.get(name, nan) for name in names},
+    )
+
+
+def _described(seed: Seed, table: pd.DataFrame, store: PairedActivations) -> pd.DataFrame:
+    """The gated latents, each with its strongest words."""
+    rows = []
+    for j in seed.gated:
+        words = seed.words[j]
+        try:
+            shown = [store.tokenizer.decode([i]) for i in words.ids[:3]]
+        except ValueError:  # captured from ids, without a tokenizer
+            shown = [str(i) for i in words.ids[:3]]
+        about = {"latent": j, **{name: table.loc[j, name] for name in ("gate", "delta_norm", "n_fired")}}
+        about |= {"lexical": words.lexical, "bits": words.bits, "words": shown}
+        rows.append(about | {"top_share": words.share[0] if words.share else np.nan})
+    return pd.DataFrame(rows)
