@@ -1,10 +1,10 @@
 """Crosscoders trained by SAE-Lens' own trainer and runner."""
 
 import json
+import signal
 
 import pytest
 import torch
-from synthetic_runs import small_pair
 
 from tests.hub.sae_lens_cases import NEEDS_SAE_LENS, sae_lens
 from tests.models.tiny_models import tiny_llama_model, word_tokenizer
@@ -194,7 +194,12 @@ def test_the_runner_trains_on_both_models_run_as_one_and_leaves_a_crosscoder(tmp
         logger=LoggingConfig(log_to_wandb=False),
     )
     data = Dataset.from_dict({"tokens": rows})
-    LanguageModelSAETrainingRunner(config, override_dataset=data, override_model=joint(pair)).run()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        LanguageModelSAETrainingRunner(config, override_dataset=data, override_model=joint(pair)).run()
+    finally:  # the runner leaves its own behind
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     cfg = json.loads((tmp_path / "out" / "cfg.json").read_text(), parse_constant=pytest.fail)
     assert cfg["metadata"]["hook_name"] == hook  # and so it attaches to both models run as one
     crosscoder = read_sae_lens(tmp_path / "out")
@@ -203,17 +208,3 @@ def test_the_runner_trains_on_both_models_run_as_one_and_leaves_a_crosscoder(tmp
     torch.testing.assert_close(crosscoder(x).recon.flatten(1), plain(x.flatten(1)), atol=1e-4, rtol=1e-4)
     assert crosscoder.encode(x).any()
     assert torch.isfinite(joint(pair).run_with_saes(torch.tensor(rows[:2]), saes=[plain])).all()
-
-
-@pytest.mark.slow
-def test_planted_concepts_of_the_tuned_model_are_found():
-    """Known answer: a concept that base does not have ends up in a latent whose decoder is the tuned model's alone."""
-    planted = small_pair()
-    torch.manual_seed(0)
-    sae = sae_lens_training(sae_lens_config(planted.d_in, 64, 2, decoder_init_norm=1.0))
-    batches = (x.flatten(1) for x in planted.batches(512))
-    trainer(800, batches, sae, rows=512, lr=1e-2).fit()
-    crosscoder = sae.crosscoder()
-    score = planted.score(crosscoder, delta_norm(crosscoder.decoder_norms()) > 0.9)
-    assert score.recall > 0.6, score
-    assert score.precision > 0.8, score
