@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.models.fake_pair import ASSISTANT, USER, FakePair, byte_tokenizer
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.sparsity import ReLU
+from tl_crosscoder.models.capture import capture
+from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.models.drop import Drop
+from tl_crosscoder.report import NotDrawn
+from tl_crosscoder.studies import StudyResult
+from tl_crosscoder.studies.template_tokens import template_study
+
+TOKENIZER = byte_tokenizer()
+
+
+class OneHotPair(FakePair):
+    """A token's activation says which it is: <user> on axis 0, <assistant> on axis 1, any other on axis 2."""
+
+    def capture(self, batch):
+        kind = torch.full_like(batch.ids, 2)
+        kind[batch.ids == USER], kind[batch.ids == ASSISTANT] = 0, 1
+        return torch.eye(4)[kind][:, :, None].expand(-1, -1, 2, -1).clone()
+
+
+def reader() -> Crosscoder:
+    """Latent 0 fires on <user>, 1 on <assistant>, 2 on everything else, 3 on all, 4 never."""
+    crosscoder = Crosscoder(4, 5, ReLU())
+    with torch.no_grad():
+        crosscoder.W_enc_rows.zero_()
+        for latent, axes in enumerate(([0], [1], [2], [0, 1, 2], [])):
+            crosscoder.W_enc_rows[latent, 1, axes] = 1
+        crosscoder.W_dec.fill_(1)
+    return crosscoder.eval()
+
+
+def table(called=(0, 1)):
+    classes = ["tuned_only" if j in called else "shared" for j in range(5)]
+    columns = {"class": classes, "rank_score": [5.0, 4, 3, 2, 1], "n_fired": 9.0}
+    return pd.DataFrame(columns, index=pd.RangeIndex(5, name="latent"))
+
+
+def store(corpus):
+    return capture(OneHotPair(TOKENIZER), corpus, drop=Drop(sinks=None), progress=False)
+
+
+@pytest.fixture(scope="module")
+def chats():
+    # of each chat <user>ab<end><assistant>c<end> is kept: 4 of 7 are the template's, 2 the user's, 1 the assistant's
+    said = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
+    return store(Corpus.from_chats([said] * 12, TOKENIZER) + Corpus.from_texts(["some text"], TOKENIZER))
+
+
+def study(acts, **options):
+    return template_study(reader(), acts, table(), **{"least": 10, "progress": False} | options)
+
+
+def test_fractions_are_those_counted_by_hand(chats):
+    latents = study(chats).latents.set_index("latent")
+    assert latents["n_chat"].to_dict() == {0: 12, 1: 12, 2: 60, 3: 84}
+    # latent 2: of <ab end c end>, two are the template's
+    assert latents["template_fraction"].to_dict() == pytest.approx({0: 1, 1: 1, 2: 2 / 5, 3: 4 / 7})
+    assert latents["user_fraction"].to_dict() == pytest.approx({0: 0, 1: 0, 2: 2 / 5, 3: 2 / 7})
+    assert latents["assistant_fraction"].to_dict() == pytest.approx({0: 0, 1: 0, 2: 1 / 5, 3: 1 / 7})
+    assert latents.loc[3, "template_enrichment"] == pytest.approx(1)  # fires everywhere: by chance
+    assert latents.loc[0, "template_enrichment"] == pytest.approx(7 / 4)
+
+
+def test_each_slot_has_its_token_and_the_latents_that_fire_there(chats):
+    slots = study(chats).slots.set_index("slot")
+    assert slots["token"].tolist() == ["(elsewhere)", "<|user|>", "<|end|>", "<|assistant|>", "<|end|>"]
+    assert slots["share_of_tokens"].tolist() == pytest.approx([0, *[1 / 7] * 4])
+    assert slots["called"].tolist() == pytest.approx([0, 0.5, 0, 0.5, 0])
+
+
+def test_the_called_latents_stand_beside_the_shared_ones_with_intervals(chats):
+    result = study(chats)
+    rows = result.table.set_index("latents")
+    assert rows.loc["tuned-only latents", ["n", "mostly", "third"]].tolist() == [2, 1, 1]
+    assert rows.loc["shared", ["n", "mostly", "third"]].tolist() == [2, 0.5, 1]
+    assert rows.loc["shared", "mostly_low"] < 0.5 < rows.loc["shared", "mostly_high"]
+    assert "100%" in result.verdict and "57% of the chat tokens" in result.verdict
+
+
+def test_without_a_tuned_only_latent_the_highest_ranked_stand_in(chats):
+    result = template_study(reader(), chats, table(called=()), n_top=1, least=10, progress=False)
+    assert result.latents.loc[result.latents["called"], "latent"].tolist() == [0]
+    assert "none is tuned-only" in result.verdict
+
+
+def test_too_few_firings_are_counted_and_give_no_number(chats):
+    result = study(chats, least=1000)
+    assert result.counts["too_few"] == 2 and np.isnan(result.table["mostly"]).all()
+    assert "none fired 1000 times" in result.verdict
+
+
+def test_text_without_a_template_is_a_result_that_says_so():
+    result = study(store(Corpus.from_texts(["plain text"], byte_tokenizer(template=None))))
+    assert "no token of a chat template" in result.verdict
+    assert result.table["n"].tolist() == [0, 0, 0]
+    with pytest.raises(NotDrawn):
+        result.plot()
+    assert StudyResult.from_dict(json.loads(result.to_json())).verdict == result.verdict
+
+
+def test_the_result_is_read_back_and_draws_the_same(chats):
+    result = study(chats)
+    assert StudyResult.from_dict(json.loads(result.to_json())).plot().svg() == result.plot().svg()

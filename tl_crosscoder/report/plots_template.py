@@ -1,0 +1,49 @@
+"""The figure of the chat template: how much of a latent's firing is on its tokens, and in which slot."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tl_crosscoder.report.drawing import DARK, FAINT, ORANGE, SOFT, Drawing, NotDrawn
+from tl_crosscoder.report.text import visible
+
+
+def template_figure(latents: pd.DataFrame, slots: pd.DataFrame) -> Drawing:
+    """Left: the template's share of firings, called against shared.  Right: the mean share in each slot, beside chance.
+
+    Columns of ``latents``: template_fraction, called, class, enough; of ``slots``: token, share_of_tokens, called, shared.
+    """
+    if not len(latents) or not len(slots):
+        raise NotDrawn("no latent fired in a chat")
+    kept: Any = latents[latents["enough"].astype(bool)]
+    called = kept[kept["called"].astype(bool)]
+    shared = kept[(kept["class"] == "shared") & ~kept["called"].astype(bool)]
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2, width_ratios=[1, 1.3])
+        for part, colour, label in ((shared, DARK, "shared"), (called, ORANGE, "in question")):
+            if len(part):
+                share = np.full(len(part), 100 / len(part))
+                style = {"histtype": "step", "color": colour, "label": f"{label}, {len(part):,}"}
+                left.hist(part["template_fraction"], np.linspace(0, 1, 21), weights=share, **style)
+        left.set_xlabel("share of firings on the template")
+        left.set_ylabel("latents, %")
+        left.legend(loc="upper right", handlelength=1)
+        places = np.arange(len(slots))
+        columns = (
+            ("share_of_tokens", FAINT, "of the tokens"),
+            ("shared", SOFT, "shared"),
+            ("called", ORANGE, "in question"),
+        )
+        for i, (name, colour, label) in enumerate(columns):
+            values = 100 * np.nan_to_num(np.asarray(slots[name], float))
+            right.bar(places + (i - 1) * 0.27, values, width=0.25, color=colour, linewidth=0, label=label)
+        names = [visible(str(token).replace("\n", "↵")) for token in slots["token"]]
+        right.set_xticks(places, names, rotation=60, ha="right")
+        right.tick_params(axis="x", length=0)
+        right.set_ylabel("%, mean over latents")
+        right.set_title("in each slot of an exchange")
+        right.legend(handlelength=1)
+
+    return Drawing(draw, (7.5, 3.0))
