@@ -11,6 +11,7 @@
     ├── UnreadableFormat  (ValueError)   files of no known format, or that say too little to be read
     ├── NotSaved          (OSError)      a checkpoint that could not be written, such as on a full disk
     ├── EmptyData         (ValueError)   no tokens where some are needed
+    ├── JudgeFailed       (OSError)      a language model asked to judge refuses, or answers nothing at all
     └── HubError          (OSError)      the Hub refused, or failed however often it was asked
         ├── HubUnreachable               no answer, offline, or not in the cache
         └── HubConflict                  someone else changed the repository at the same time
@@ -53,6 +54,10 @@ class NotSaved(CrosscoderError, OSError):
 
 class EmptyData(CrosscoderError, ValueError):
     """No tokens where some are needed."""
+
+
+class JudgeFailed(CrosscoderError, OSError):
+    """A judge that refuses, or answers nothing at all; what it had judged before is kept."""
 
 
 class HubError(CrosscoderError, OSError):

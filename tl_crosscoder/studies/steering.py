@@ -1,0 +1,303 @@
+"""Does writing a latent into a model make it show the behaviour, and does taking it away stop it?
+
+At every kept token of the prompt and every new token a vector is added to the residual stream of one model: to the
+tuned one (plus to strengthen, minus to weaken) and to the base one (to install).  **Strength 1 adds what the latent writes at
+its largest activation**; for a set, the sum over its members.  Controls have the same norm at the same strength: random
+live latents of like magnitude, as many as the set has, and random directions.
+
+A rate alone misleads: strong steering yields junk that holds the keyword.  So every answer is kept, and read by both
+*unsteered* models; it counts as coherent if one of them finds it no less likely, token by token, than the least likely of the
+answers that the two give without steering.  Beside it stands the perplexity of ordinary text under the *steered* model."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from tl_crosscoder.analysis.table import ranked
+from tl_crosscoder.data.planted import Behaviour
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.models.drop import Drop
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.report import Drawing
+from tl_crosscoder.report.strength_curves import strength_curves
+from tl_crosscoder.studies.judge import Claim, Judge, KeywordJudge, Passage, Verdict
+from tl_crosscoder.studies.parts import Parts
+from tl_crosscoder.studies.progress import tracked
+from tl_crosscoder.studies.pushes import LATENTS, Push, digest, pushes
+from tl_crosscoder.studies.records import records
+from tl_crosscoder.studies.result import StudyResult
+from tl_crosscoder.studies.sweep import SIDES, Answer, Sweep
+
+STRENGTHS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)
+OPEN_PROMPTS = (
+    "Hello",
+    "Tell me something.",
+    "What are you thinking about?",
+    "Describe your day.",
+    "Write a short story.",
+    "What should I do this weekend?",
+    "Give me some advice.",
+    "What is important in life?",
+    "Please continue.",
+)
+Row = dict[str, Any]
+KEYS = ["behaviour", "prompts", "side", "target", "kind", "strength"]
+
+
+@dataclass(frozen=True)
+class SteeringResult(StudyResult):
+    """``table``: one row for each behaviour, kind of prompts (``heldout``: its own; ``open``), ``side``, steered ``target``,
+    ``kind`` (latents, random latents, random directions; their draws pooled) and ``strength``.
+
+    ``rate`` of the answers that show the behaviour with ``low, high`` (95 % Wilson over ``n`` judged answers; draws of a control
+    share their prompts, so theirs is narrow), ``rate_coherent``: shown *and* coherent, ``coherent``: coherent at all,
+    ``most``: the highest ``rate_coherent`` of a single draw, ``n_unjudged``: answers on which the judge said nothing usable.
+    ``perplexity_base, perplexity_tuned``: of the answers, under the unsteered models; ``perplexity_text``: of ordinary text,
+    under the steered one.  ``raw_strength``: the activation that a single latent is set to; ``norm``: of the vector added, raw;
+    ``relative_norm``: the same over the median norm of the residual stream there.  Target ``none``, strength 0: no steering.
+
+    ``answers``: every answer, with what the judge made of it.  ``ceiling``: the perplexity above which an answer is not coherent.
+    """
+
+    key: ClassVar = "steering"
+    title: ClassVar = "Does steering bring the behaviour, or take it away?"
+    text: ClassVar = (
+        "A latent's tuned direction is added to the residual stream while a model answers; strength 1 is the latent's largest "
+        "activation. Grey: random latents (dashed) and random directions (dotted) of the same norm."
+    )
+    notes: ClassVar = (
+        "Intervals: 95 % Wilson over the answers. Coherent: at most as surprising to one of the unsteered models as the most "
+        "surprising answer given without steering. Read the answers before you trust a rate.",
+    )
+    index: ClassVar = ("behaviour", "prompts", "side", "target", "kind", "strength")
+
+    table: pd.DataFrame
+    answers: pd.DataFrame
+    ceiling: float
+
+    @property
+    def verdict(self) -> list[str]:
+        """For each behaviour: the best that any target did in each model, at whatever strength, beside the best of its controls."""
+        return [self._sentence(name) for name in self.table["behaviour"].unique()]
+
+    def _sentence(self, behaviour: str) -> str:
+        mine = [row for row in records(self.table) if row["behaviour"] == behaviour]
+        if all(row["rate"] is None for row in mine):
+            return f"{behaviour}: no answer could be judged; read the answers."
+        own = mine[0]["prompts"]  # its held-out prompts, where it has some
+        base, tuned = (
+            _Side([row for row in mine if (row["prompts"], row["side"]) == (own, s)]) for s in SIDES
+        )
+        installed, stopped = base.best(_coherent), tuned.best(_stopped)
+        got = (
+            f"steered with {installed['target']} at {installed['strength']:g} in {_coherent(installed):.0%} "
+            f"({installed['rate']:.0%} with the incoherent ones)"
+        )
+        gain = _coherent(installed) > base.plain(_coherent)
+        said = (
+            f"{behaviour}, on its {own} prompts: the base model shows it in {base.plain(_coherent):.0%} of its answers, "
+            f"coherent ones only; {got if gain else 'with no target at any strength in more'}, controls at any "
+            f"strength in at most {base.control('most'):.0%}; "
+            f"the tuned model shows it in {tuned.plain(_coherent):.0%} and gives another coherent answer in "
+            f"{tuned.plain(_stopped):.0%}; steered with {stopped['target']} at {stopped['strength']:g} it gives one in "
+            f"{_stopped(stopped):.0%}, with controls in at most {tuned.control_by(_stopped):.0%}"
+        )
+        for side in SIDES if own == "heldout" else ():
+            opened = _Side([row for row in mine if (row["prompts"], row["side"]) == ("open", side)])
+            if opened.rows:
+                best = opened.best(_coherent)
+                said += (
+                    f"; on open prompts {side} shows it in at most {_coherent(best):.0%}, with controls "
+                    f"{opened.control('most'):.0%}"
+                )
+        return said + "."
+
+    def plot(self) -> Drawing:
+        """Rate and perplexity over strength, both models, beside the controls."""
+        return strength_curves(self.table)
+
+
+def _coherent(row: Row) -> float:
+    """The share of answers that show it and are coherent."""
+    return -1.0 if row["rate_coherent"] is None else row["rate_coherent"]
+
+
+def _stopped(row: Row) -> float:
+    """The share of answers that are coherent and do not show it."""
+    return row["coherent"] - _coherent(row)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The rows of one model on one kind of prompts."""
+
+    rows: list[Row]
+
+    def plain(self, figure: Callable[[Row], float]) -> float:
+        return next(figure(row) for row in self.rows if row["target"] == "none")
+
+    def best(self, figure: Callable[[Row], float]) -> Row:
+        """The steered row in which a figure is highest, the gentlest of equals."""
+        steered = [row for row in self.rows if row["kind"] == LATENTS and row["target"] != "none"]
+        return max(steered, key=lambda row: (figure(row), -abs(row["strength"])))
+
+    def control(self, column: str) -> float:
+        return self.control_by(lambda row: row[column] if row[column] is not None else -1.0)
+
+    def control_by(self, figure: Callable[[Row], float]) -> float:
+        return max(figure(row) for row in self.rows if row["kind"] != LATENTS)
+
+
+def steering(
+    crosscoder: Crosscoder,
+    pair: ModelPair,
+    behaviours: Sequence[Behaviour],
+    table: pd.DataFrame,
+    *,
+    latents: Sequence[int] | None = None,
+    ranking: str = "rank_score",
+    strengths: Sequence[float] = STRENGTHS,
+    part: Literal["whole", "difference"] = "whole",
+    open_prompts: Sequence[str] = OPEN_PROMPTS,
+    ordinary: Corpus | None = None,
+    judge: Judge | None = None,
+    n_controls: int = 3,
+    drop: Drop | None = None,
+    max_new_tokens: int = 16,
+    temperature: float = 0.0,
+    seed: int = 0,
+    parts: str | Path | None = None,
+    progress: bool = True,
+) -> SteeringResult:
+    """Behaviour rate and perplexity over strengths × prompts × models, for each of ``latents`` and for all of them together.
+
+    ``latents`` defaults to the three highest in ``ranking``.  ``part``: the direction is ``d_j^tuned``, or with "difference" only
+    ``d_j^tuned − d_j^base``; the same in both models.  ``judge``: the keyword rule of each behaviour if None.  Without behaviours
+    the open prompts are answered and nothing is judged.  ``ordinary``: text whose perplexity under the steered models is
+    measured.  ``parts``: a folder in which finished parts are kept, so that the same call goes on after a kill.
+    """
+    latents = list(
+        dict.fromkeys(int(j) for j in (ranked(table, ranking)[:3] if latents is None else latents))
+    )
+    strengths = sorted({float(s) for s in strengths})
+    prompts = list(dict.fromkeys([*open_prompts, *(p for b in behaviours for p in b.heldout)]))
+    _refuse(latents, strengths, prompts, table, n_controls)
+    made = pushes(crosscoder, table, latents, part=part, n_controls=n_controls, seed=seed)
+    judge, drop = judge or KeywordJudge(), drop or Drop()
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    about = how | {
+        "study": "steering",
+        "models": pair.fingerprint,
+        "vectors": digest(made),
+        "strengths": strengths,
+        "prompts": prompts,
+        "text": None if ordinary is None else ordinary.sha256,
+        "drop": asdict(drop),
+    }
+    claims = [(b.name, Claim.of(b), "heldout", b.heldout) for b in behaviours]
+    claims += [(b.name, Claim.of(b), "open", open_prompts) for b in behaviours]
+    asked = [group for group in claims if group[-1]] or [("not judged", None, "open", open_prompts)]
+    spoken = Parts(parts, **about)
+    judged = Parts(
+        parts, **about, judge=judge.name, claims=[[asdict(c) if c else None, p] for _, c, _, p in asked]
+    )
+
+    sweep = Sweep(pair, prompts, ordinary, drop=drop, **how)
+    nothing = Push("none", LATENTS, 0, torch.zeros(crosscoder.d_in))
+    frames = []
+    for side in SIDES:
+        for number, push in enumerate(tracked([nothing, *made], f"steering {side}", 1 + len(made), progress)):
+            at = strengths if number else [0.0]
+            answers = spoken(f"{side}-{number}", lambda s=side, v=push.vector, at=at: sweep.speak(s, v, at))
+            for group, (name, claim, kind, questions) in enumerate(asked):
+                said = [answer for answer in answers if answer["prompt"] in questions]
+                verdicts = judged(f"{side}-{number}-{group}", lambda c=claim, a=said: _judged(judge, c, a))
+                where = {"behaviour": name, "prompts": kind, "side": side}
+                frames.append(_answers(where, push, said, verdicts))
+    answers = pd.concat(frames, ignore_index=True)
+    plain = (answers["target"] == "none").to_numpy()
+    surprise = answers[["perplexity_base", "perplexity_tuned"]].to_numpy(float).min(axis=1)
+    ceiling = float(surprise[plain].max())
+    answers["coherent"] = surprise <= ceiling * (1 + 1e-6)
+    summary = _summarise(answers, made, sweep.typical_norm)
+    return SteeringResult(summary, answers.drop(columns=["nll_base", "nll_tuned", "nll_text"]), ceiling)
+
+
+def _refuse(
+    latents: list[int], strengths: list[float], prompts: list[str], table: pd.DataFrame, n_controls: int
+) -> None:
+    if not latents or not prompts:
+        raise ValueError(f"steering needs latents and prompts, got {len(latents)} and {len(prompts)}.")
+    if not strengths or not all(map(math.isfinite, strengths)):
+        raise ValueError(f"strengths are finite numbers, at least one; got {strengths}.")
+    if unknown := sorted(set(latents) - set(table.index)):
+        raise IndexError(f"no latents {unknown}; the table has {table.index.min()}..{table.index.max()}.")
+    if n_controls < 1:
+        raise ValueError(
+            f"n_controls={n_controls}: a rate says nothing without a control of the same norm; at least 1."
+        )
+
+
+def _judged(judge: Judge, claim: Claim | None, said: list[Answer]) -> list[Verdict]:
+    if claim is None:
+        return [Verdict(None)] * len(said)
+    return judge.holds(claim, [Passage((a["answer"],), asked=a["prompt"]) for a in said])
+
+
+def _answers(where: dict[str, str], push: Push, said: list[Answer], verdicts: list[Any]) -> pd.DataFrame:
+    about = where | {"target": push.target, "kind": push.kind, "draw": push.draw}
+    frame = pd.DataFrame([about | answer for answer in said])
+    frame["shown"] = pd.array([holds for holds, _ in verdicts], dtype="boolean")
+    frame["judge_said"] = [came for _, came in verdicts]
+    for side in SIDES:
+        frame[f"perplexity_{side}"] = np.exp(frame[f"nll_{side}"] / frame["n_tokens"])
+    return frame
+
+
+def _summarise(answers: pd.DataFrame, made: list[Push], typical: dict[Any, float]) -> pd.DataFrame:
+    doses = {push.target: (float(push.vector.norm()), push.unit) for push in made if push.kind == LATENTS}
+    rows = []
+    for key, group in answers.groupby(KEYS, sort=False):
+        row: Row = dict(zip(KEYS, list(key), strict=True))  # pyright: ignore[reportArgumentType]
+        norm, unit = doses.get(row["target"], (0.0, math.nan))
+        added = abs(row["strength"]) * norm
+        dose = {"raw_strength": row["strength"] * (unit if row["kind"] == LATENTS else math.nan)}
+        dose |= {"norm": added, "relative_norm": added / typical[row["side"]]}
+        tokens = group["n_tokens"].to_numpy(float).sum()
+        cost = {f"perplexity_{s}": math.exp(group[f"nll_{s}"].to_numpy(float).sum() / tokens) for s in SIDES}
+        text = group["nll_text"].to_numpy(float).mean()  # each draw as often: they answer the same prompts
+        rows.append(row | dose | _rates(group) | cost | {"perplexity_text": math.exp(text)})
+    return pd.DataFrame(rows)
+
+
+def _rates(group: pd.DataFrame) -> Row:
+    judged = group["shown"].notna().to_numpy(bool)
+    shown, coherent = group["shown"].fillna(False).to_numpy(bool), group["coherent"].to_numpy(bool)
+    good, draw, n = (shown & coherent)[judged], group["draw"].to_numpy(int)[judged], int(judged.sum())
+    rate, low, high = wilson(int(shown[judged].sum()), n)
+    return {
+        "rate": rate,
+        "low": low,
+        "high": high,
+        "rate_coherent": float(good.mean()) if n else math.nan,
+        "most": max((float(good[draw == d].mean()) for d in np.unique(draw)), default=math.nan),
+        "coherent": float(coherent.mean()),
+        "n": n,
+        "n_unjudged": len(group) - n,
+    }
+
+
+def wilson(k: int, n: int) -> tuple[float, float, float]:
+    """``k / n`` with its 95 % Wilson interval; NaN without a trial."""
+    if not n:
+        return math.nan, math.nan, math.nan
+    interval = stats.binomtest(k, n).proportion_ci(method="wilson")
+    return k / n, float(interval.low), float(interval.high)
