@@ -86,7 +86,7 @@ class Beginning:
 def measured(
     crosscoder: Crosscoder, store: PairedActivations, gate: Gate, max_tokens: int | None = None
 ) -> pd.DataFrame:
-    """The columns of the latent table that an audit needs, and ``gate``: what the gate looks at, high is specific."""
+    """The numbers of the latent table that an audit needs, and ``gate``: what the gate looks at, high is specific."""
     kinds = [DecoderNorms, Firing, DifferenceShare] + [LatentScaling] * (gate.by == "absence")
     table = latent_table(crosscoder, Beginning(store, max_tokens), [kind(crosscoder) for kind in kinds])
     if gate.by == "specificity":
@@ -97,7 +97,7 @@ def measured(
         table["gate"] = 1 - table["nu_error"].abs()
     else:
         table["gate"] = table["difference_peak"] / math.sqrt(crosscoder.d_in)
-    return table
+    return table.drop(columns="class")
 
 
 def count_table(tables: dict[str, list[pd.DataFrame]], gate: Gate) -> pd.DataFrame:
