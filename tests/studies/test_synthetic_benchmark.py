@@ -53,7 +53,7 @@ def test_a_training_that_is_finished_is_not_repeated(tmp_path, monkeypatch):
 
 def test_claims_are_counted_by_hand(monkeypatch):
     """Figures 1, 3, undefined: mean 2, half the interval t(.975, 1) · 1 = 12.7; at least 2 in one of two seeds."""
-    claim = Claim("more than two", "x", lambda marks: marks["L1"]["x"], 2)
+    claim = Claim("more than two", "x", lambda marks: marks["L1"]["x"], 2.0)
     monkeypatch.setattr(benchmark, "CLAIMS", (claim,))
     table = benchmark.judged(pd.DataFrame({"cell": "L1", "seed": [0, 1, 2], "x": [1.0, 3.0, np.nan]}))
     (row,) = table.to_dict("records")

@@ -1,6 +1,7 @@
 """Which latent of one dictionary is which of another, by when and how strongly they fire on the same tokens."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def acts_of(
             kept.append(csr(codes))
     if not tokens:
         raise EmptyData("no tokens on which two crosscoders could be compared; was the iterator used up?")
-    a, b = (sparse.csc_matrix(sparse.vstack(kept)).astype(np.float64) for kept in parts)
+    a, b = (sparse.csc_matrix(sparse.vstack(kept), dtype=np.float64) for kept in parts)
     return a, b
 
 
@@ -45,7 +46,7 @@ def match_acts(
 ) -> Matching:
     """The matching by Pearson correlation of activations on the same tokens; latents that never fire are like nothing (0)."""
     a, b = acts_a[:, latents_a.numpy()], acts_b[:, latents_b.numpy()]
-    n = acts_a.shape[0]
+    n = cast(tuple[int, int], acts_a.shape)[0]
     (mean_a, spread_a), (mean_b, spread_b) = _moments(a, n), _moments(b, n)
 
     def correlations(i: slice, j: slice) -> Float[Tensor, "i j"]:

@@ -1,7 +1,7 @@
 """Would another run have found the same latents?"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,9 +42,8 @@ def compare_command(
     crosscoders = [
         load(path) if run is None else run.crosscoder for path, run in zip((a, b), runs, strict=True)
     ]
-    alive = (
-        None if runs[0] is None or runs[1] is None else (runs[0].table["n_fired"], runs[1].table["n_fired"])
-    )
+    fired: Any = [None if run is None else run.table["n_fired"] for run in runs]
+    alive = None if any(each is None for each in fired) else (fired[0], fired[1])
     result = stability(
         crosscoders[0], crosscoders[1], _batches(acts, runs[0]), alive=alive,
         at_least=at_least, n_draws=draws, most_tokens=tokens, seed=seed,

@@ -37,7 +37,7 @@ def mirror_figure(
         )
         chance = np.asarray(random["divergence"].dropna() if len(random) else [], dtype=float)[:MOST]
         if len(chance):
-            place = float(pairs["cosine"].min()) - 0.012
+            place = np.asarray(pairs["cosine"], dtype=float).min() - 0.012
             spread = np.linspace(-0.004, 0.004, len(chance))
             alike.plot(
                 place + spread, chance, ".", color=FAINT, markersize=3, label="random pair (any cosine)"
@@ -52,7 +52,7 @@ def mirror_figure(
             shown.T, origin="lower", cmap="Greys", norm=LogNorm(vmin=1, vmax=max(10, shown.max() or 1))
         )
         for j, i in np.argwhere(tokens):
-            dark = not shown.mask[j, i] and np.log10(tokens[j, i]) > 0.6 * np.log10(max(10, shown.max()))
+            dark = j + i > 0 and np.log10(tokens[j, i]) > 0.6 * np.log10(max(10, shown.max()))
             colour = "white" if dark else DARK
             where.text(j, i, _short(int(tokens[j, i])), ha="center", va="center", fontsize=7, color=colour)
         where.set_xticks(range(5), BIN_NAMES)

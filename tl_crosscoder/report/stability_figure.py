@@ -13,14 +13,14 @@ WAYS = {"directions": ORANGE, "activations": SOFT}
 
 def stability_figure(table: pd.DataFrame, pairs: pd.DataFrame, at_least: float) -> Drawing:
     """Left: bars are the shares matched, ticks the nulls.  Right: the pairs' similarities."""
-    seen = table[(table["n_a"] > 0) & (table["n_b"] > 0)]
+    seen: Any = table[(table["n_a"] > 0) & (table["n_b"] > 0)]
     if seen.empty:
         raise NotDrawn("no class has latents in both crosscoders")
     names = list(dict.fromkeys(seen["class"]))
 
     def draw(figure: Any) -> None:
         shares, alike = figure.subplots(1, 2)
-        ways = [way for way in WAYS if (seen["by"] == way).any()]
+        ways = [way for way in WAYS if way in set(seen["by"])]
         for step, way in enumerate(ways):
             rows = seen[seen["by"] == way].set_index("class").reindex(names)
             places = np.arange(len(names)) + (step - (len(ways) - 1) / 2) * 0.36

@@ -122,7 +122,7 @@ def mirror_pairs_study(
         fired=table["n_fired"].astype(float).tolist(),
         settings=[cosine, most, seed],
     )
-    alive = torch.tensor(table.index[table["n_fired"] > 0].to_numpy())
+    alive = torch.tensor(table.index.to_numpy()[table["n_fired"].to_numpy() > 0])
     counts, found = [], Mirrors(torch.zeros(0, 2, dtype=torch.long), torch.zeros(0), 0)
     draws = [(gate, draw) for gate in GATES for draw in range(n_draws)]
     null: dict[str, list[int]] = {gate: [] for gate in GATES}
@@ -199,7 +199,8 @@ def _histograms(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each pair, relative to each latent's own largest activation, and to the pair's largest scaled one."""
     if not len(pairs):
-        return (np.zeros((0, BINS, BINS), dtype=np.int64),) * 2
+        nothing = np.zeros((0, BINS, BINS), dtype=np.int64)
+        return nothing, nothing
     largest = torch.tensor(table["max_act"].to_numpy(float))
     norms = crosscoder.decoder_norms().detach().double().sum(1).cpu()
     together = [Coactivation(pairs, pair_scales(largest, pairs, weights)) for weights in (None, norms)]

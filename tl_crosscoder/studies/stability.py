@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -130,7 +130,7 @@ def stability(
             return _nulls(rows, living, mine, at_least, n_draws, seed)
 
         chance = kept(f"nulls-{name.replace('_', '-')}", nulls) if all(map(len, mine)) else {}
-        elsewhere = np.mean([j in close for j in mine[0].tolist()]) if len(mine[0]) else np.nan
+        elsewhere = float(np.mean([j in close for j in mine[0].tolist()])) if len(mine[0]) else np.nan
         table.append({"class": name, "by": "directions"} | _row(found, at_least, chance, elsewhere))
         if acts is not None:
             together = match_acts(*acts, *mine)
@@ -139,7 +139,7 @@ def stability(
         pd.DataFrame(table),
         _pairs(whole, living, labels, acts),
         at_least,
-        0 if acts is None else int(acts[0].shape[0]),
+        0 if acts is None else cast(tuple[int, int], acts[0].shape)[0],
     )
 
 
@@ -159,9 +159,9 @@ def _nulls(
     rotated = rotation_null(rows[0][mine[0]], rows[1][mine[1]], n_draws=n, seed=seed)
     whole = all(len(m) == len(every) for m, every in zip(mine, living, strict=True))
     sizes = len(mine[0]), len(mine[1])
-    random: list[Matching] = (
-        [] if whole else random_null(*rows, *living, sizes, n_draws=n, seed=seed)  # type: ignore[misc]
-    )
+    random: list[Matching] = []
+    if not whole:
+        random = random_null(rows[0], rows[1], living[0], living[1], sizes, n_draws=n, seed=seed)
     return {"rotation": [m.share(at_least) for m in rotated], "random": [m.share(at_least) for m in random]}
 
 
@@ -175,7 +175,7 @@ def _row(
         "share": found.share(at_least),
         "upper_bound": found.upper_bound(at_least),
         "mean": found.mean(),
-        "elsewhere": float(elsewhere),
+        "elsewhere": elsewhere,
     }
     for name in ("rotation", "random"):
         null = chance.get(name) or []

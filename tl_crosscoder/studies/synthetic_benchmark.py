@@ -33,8 +33,8 @@ class Claim:
 L1, TOPK = "L1", "BatchTopK"
 CLAIMS = (
     Claim("L1 shrinks weak concepts", "Δnorm above the truth, median", lambda m: m[L1]["shrinkage"], 0.01),
-    Claim("... so that some look tuned-only", "weak concepts called", lambda m: m[L1]["norm_weak"], 1),
-    Claim("L1 cuts concepts in two", "mirror pairs", lambda m: m[L1]["mirror_pairs"], 3),
+    Claim("... so that some look tuned-only", "weak concepts called", lambda m: m[L1]["norm_weak"], 1.0),
+    Claim("L1 cuts concepts in two", "mirror pairs", lambda m: m[L1]["mirror_pairs"], 3.0),
     Claim(
         "Latent Scaling repairs its precision",
         "precision gained",
@@ -58,7 +58,7 @@ CLAIMS = (
         "... so that no weak concept looks tuned-only",
         "weak concepts called",
         lambda m: m[TOPK]["norm_weak"],
-        at_most=0,
+        at_most=0.0,
     ),
     Claim(
         "Norms are truer under BatchTopK than under L1",
@@ -70,7 +70,7 @@ CLAIMS = (
         "Wide magnitudes still cut concepts in two",
         "mirror pairs, BatchTopK",
         lambda m: m[f"{TOPK}, wide"]["mirror_pairs"],
-        1,
+        1.0,
     ),
     Claim(
         "... and ν of the reconstruction catches it",
@@ -89,13 +89,13 @@ CLAIMS = (
         "Equal models have nothing of their own: L1",
         "share of exclusive latents",
         lambda m: m["L1, identity"]["exclusive"],
-        at_most=0,
+        at_most=0.0,
     ),
     Claim(
         "Equal models have nothing of their own: BatchTopK",
         "share of exclusive latents",
         lambda m: m["BatchTopK, identity"]["exclusive"],
-        at_most=0,
+        at_most=0.0,
     ),
     Claim(
         "Models that read other tokens share almost nothing",

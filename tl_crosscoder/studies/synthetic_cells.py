@@ -20,15 +20,15 @@ class Setting:
     pair: SyntheticPair
     d_sae: int
     #: Active latents a token: of a pair, where the magnitudes are wide, and where the two models read other tokens.
-    k: float
-    k_wide: float
-    k_disjoint: float
+    k: int
+    k_wide: int
+    k_disjoint: int
     l1_weight: float
     steps: int
     batch_size: int
     lr: float
     #: BatchTopK begins with so many active latents, which fall to ``k`` over this share of the training.
-    k_start: float
+    k_start: int
     k_anneal: float
     dead_after_tokens: int
     #: Tokens that a dictionary is judged by.
