@@ -130,7 +130,7 @@ def steered():
     asked = Behaviour(name="odd_one", keywords=("never said",), heldout=said)
     return activation_difference(
         pair, documents(), [asked], drop=Drop(first=False, sinks=None, special=False), n_controls=2,
-        strengths=(1.0, 3.0), max_new_tokens=6, progress=False,
+        strengths=(3.0,), max_new_tokens=6, progress=False,
     )  # fmt: skip
 
 
@@ -139,21 +139,25 @@ def answers(result, how, strength, name="mean difference"):
     return rows.set_index("prompt")["answer"].to_dict()
 
 
+def itself(result):
+    return result.table.set_index("position").loc["all", "relative_norm"]
+
+
 def test_added_to_base_the_whole_difference_makes_it_answer_as_the_tuned_model_and_taken_away_as_the_base(
     steered,
 ):
     base, tuned = answers(steered, ADDED, 0), answers(steered, SUBTRACTED, 0)
     assert base != tuned
-    assert answers(steered, ADDED, 1) == tuned
-    assert answers(steered, SUBTRACTED, 1) == base
-    assert answers(steered, ADDED, 1, RANDOM) != tuned
+    assert answers(steered, ADDED, itself(steered)) == tuned
+    assert answers(steered, SUBTRACTED, itself(steered)) == base
+    assert answers(steered, ADDED, itself(steered), RANDOM) != tuned
 
 
 def test_every_rate_stands_beside_random_directions_and_a_guard(steered):
     table = steered.steered.set_index(["how", "direction", "strength"])
-    assert table.loc[(ADDED, "mean difference", 1.0), "coherent"] == 1
+    assert table.loc[(ADDED, "mean difference", itself(steered)), "gone"] == 1
     assert table.loc[(ADDED, RANDOM, 3.0), "n"] == 8
-    assert (table["rate_coherent"] <= table["rate"]).all()
+    assert table.loc[(ADDED, RANDOM, 3.0), "gone"] < 1  # three times an activation's norm is no text any more
     assert (table["rate"] == 0).all()  # nobody says the keyword
     assert "odd_one" in steered.verdict[1]
 

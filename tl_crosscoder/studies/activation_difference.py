@@ -6,7 +6,7 @@ behaviour, taken from the tuned model it may remove it."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,22 +21,24 @@ from tl_crosscoder.errors import EmptyData
 from tl_crosscoder.models.backends.unembed import unembed
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
-from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.models.tokens import TokenBatch
+from tl_crosscoder.models.pair import ModelPair, Side
 from tl_crosscoder.report import Drawing
 from tl_crosscoder.report.drawing import INK, ORANGE, SOFT
 from tl_crosscoder.report.text import visible
+from tl_crosscoder.studies.first_tokens import FirstTokens
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.steering import wilson
 from tl_crosscoder.studies.sweep import Sweep
-from tl_crosscoder.studies.where import kept_tokens
-from tl_crosscoder.types import BASE, TUNED
 
 FIRST = 5
 ADDED, SUBTRACTED = "added to base", "subtracted from tuned"
-WAYS = {ADDED: ("base", 1), SUBTRACTED: ("tuned", -1)}
+#: whom, in which direction, what counts as success, and how it is said
+WAYS: dict[str, tuple[Side, int, str, str]] = {
+    ADDED: ("base", 1, "rate_coherent", "that show it"),
+    SUBTRACTED: ("tuned", -1, "gone", "that do not show it"),
+}
 DIFFERENCE, RANDOM = "mean difference", "random direction"
 
 
@@ -50,9 +52,10 @@ class ActivationDifferenceResult(StudyResult):
     ``suppressed``: the tokens that the tuned model's final norm and unembedding make of it.  NaN and no tokens where nothing was
     counted or nothing differs.
 
-    ``steered``: behaviour, ``how``, ``direction``, ``strength`` (1 adds or subtracts the mean difference itself), ``rate`` of the
-    answers that show the behaviour with ``low, high`` (95 % Wilson over ``n`` answers; random directions of the same norm are
-    pooled), ``rate_coherent``: that show it and are coherent, ``coherent``: coherent at all.  ``answers``: every answer.
+    ``steered``: behaviour, ``how``, ``direction``, ``strength`` (the norm of what is added or subtracted, over the same mean norm;
+    ``relative_norm`` of ``all`` is the mean difference as it is), ``rate`` of the answers that show the behaviour with ``low,
+    high`` (95 % Wilson over ``n`` answers; random directions of the same norm are pooled), ``rate_coherent``: that show it and
+    are coherent, ``gone``: that are coherent and do not show it.  ``answers``: every answer.
     ``vectors``: the mean differences, raw, for further use; empty where nothing was counted.
     """
 
@@ -91,18 +94,23 @@ class ActivationDifferenceResult(StudyResult):
     def _sentence(self, behaviour: str) -> str:
         mine = self.steered[self.steered["behaviour"] == behaviour]
         parts = []
-        for how in WAYS:
+        for how, (_, _, goal, words) in WAYS.items():
             rows = mine[mine["how"] == how]
-            plain = rows.loc[rows["strength"] == 0, "rate_coherent"].iloc[0]
-            each = rows[(rows["strength"] != 0) & (rows["direction"] == DIFFERENCE)]
-            control = rows[rows["direction"] == RANDOM].set_index("strength")
-            found = [
-                f"{row['rate_coherent']:.0%} at {row['strength']:g} ({row['coherent']:.0%} coherent; random "
-                f"{control.loc[row['strength'], 'rate_coherent']:.0%})"
-                for _, row in each.iterrows()
-            ]
-            parts.append(f"{how}: {plain:.0%} without, " + ", ".join(found))
-        return f"{behaviour}, coherent answers that show it; {'; '.join(parts)}."
+            plain = rows.loc[rows["strength"] == 0, goal].iloc[0]
+            own, drawn = (
+                rows[(rows["strength"] > 0) & (rows["direction"] == d)].set_index("strength")[goal]
+                for d in (DIFFERENCE, RANDOM)
+            )
+            itself = own[self._itself()]
+            parts.append(
+                f"{how}, {words}: {plain:.0%} without, {itself:.0%} as it is, at most {own.max():.0%} at {own.idxmax():.3g} of an "
+                f"activation's norm (random directions at most {drawn.max():.0%})"
+            )
+        return f"{behaviour}, coherent answers; {'; '.join(parts)}."
+
+    def _itself(self) -> float:
+        """The strength of the mean difference as it is."""
+        return float(self.table.set_index("position").loc["all", "relative_norm"])
 
     def plot(self) -> Drawing:
         """The norm at each position; for each behaviour the rate over strength."""
@@ -116,7 +124,7 @@ def activation_difference(
     *,
     n_first: int = FIRST,
     n_tokens: int = 10,
-    strengths: Sequence[float] = (1.0, 2.0, 4.0),
+    strengths: Sequence[float] = (0.125, 0.25, 0.5),
     n_controls: int = 3,
     drop: Drop | None = None,
     max_new_tokens: int = 16,
@@ -129,7 +137,8 @@ def activation_difference(
 
     ``documents``: plain texts; chats all begin with the same template, whose tokens say little.  ``drop``, as in
     :func:`capture`: tokens that are not counted, and tokens of a prompt that are not steered.  The direction of steering is the
-    mean over all counted tokens; answers to the behaviours' held-out prompts are greedy and judged by the keywords.  ``parts``: a
+    mean over all counted tokens, added as it is and at ``strengths``, multiples of the tuned model's mean norm there; answers to
+    the behaviours' held-out prompts are greedy and judged by the keywords.  ``parts``: a
     folder in which finished parts are kept, so that the same call goes on after a kill.
 
     Source: Minder et al. 2025, activation difference lens (mean over the first tokens of unrelated text).
@@ -143,10 +152,10 @@ def activation_difference(
             f"strengths are finite numbers above 0, the sign is that of the verb; got {list(strengths)}."
         )
     drop = drop or Drop()
-    sums = _Sums(n_first, pair.d_in)
+    sums = FirstTokens(n_first, pair.d_in)
     groups = list(documents.batches(max_tokens))
     for indices, batch in tracked(groups, "first tokens", len(groups), progress):
-        sums.add(pair, _cut(batch, n_first), indices, drop)
+        sums.add(pair, batch, indices, drop)
     if not sums.count.sum():
         raise EmptyData(
             f"no token among the first {n_first} of {len(documents)} documents is left after {drop}; pass longer "
@@ -157,77 +166,25 @@ def activation_difference(
     table["promoted"], table["suppressed"] = _lens(pair, means, n_tokens)
     steered, answers = pd.DataFrame(), pd.DataFrame()
     if behaviours and bool(means[-1].norm() > 0):
+        itself = float(table["relative_norm"].iloc[-1])
+        usual = float(means[-1].norm()) / itself
+        norms = {s: s * usual for s in sorted({itself, *map(float, strengths)})}
         about = {
             "models": pair.fingerprint,
             "vector": means[-1].tolist(),
-            "strengths": list(strengths),
+            "norms": list(norms.items()),
             "drop": asdict(drop),
         }
         about |= {"max_new_tokens": max_new_tokens, "n_controls": n_controls, "seed": seed}
         kept = Parts(parts, study="activation-difference", **about)
         said = [
-            _steer(pair, behaviour, means[-1], list(strengths), n_controls, drop, max_new_tokens, seed, kept)
+            _steer(pair, behaviour, means[-1], norms, n_controls, drop, max_new_tokens, seed, kept)
             for behaviour in tracked(behaviours, "steering", len(behaviours), progress)
         ]
         answers = pd.concat(said, ignore_index=True)
         steered = _rates(answers)
     vectors = [row.tolist() if row.isfinite().all() else [] for row in means]
     return ActivationDifferenceResult(table, steered, answers, vectors)
-
-
-class _Sums:
-    """Sums over tokens in float64: of each position, and of each half of the documents, the difference and its norms."""
-
-    def __init__(self, n_first: int, d_in: int):
-        self.count = torch.zeros(n_first, 2, dtype=torch.float64)
-        self.difference = torch.zeros(n_first, 2, d_in, dtype=torch.float64)
-        self.norms = torch.zeros(
-            n_first, 2, dtype=torch.float64
-        )  # of the difference, of the tuned activations
-
-    def add(self, pair: ModelPair, batch: TokenBatch, indices: Tensor, drop: Drop) -> None:
-        acts = pair.capture(batch)
-        keep = kept_tokens(batch, acts, drop).cpu()
-        acts, position = acts.cpu().double(), batch.position_ids.cpu()
-        half = (torch.as_tensor(indices) % 2)[:, None].expand_as(position)
-        where = position[keep], half[keep]
-        change, tuned = (acts[:, :, TUNED] - acts[:, :, BASE])[keep], acts[:, :, TUNED][keep]
-        self.count.index_put_(where, torch.ones(len(change), dtype=torch.float64), accumulate=True)
-        self.difference.index_put_(where, change, accumulate=True)
-        sizes = torch.stack([change.norm(dim=-1), tuned.norm(dim=-1)], 1)
-        self.norms.index_put_((position[keep],), sizes, accumulate=True)
-
-    def means(self) -> Float[Tensor, "place d_in"]:
-        """The mean difference at each position, and over all counted tokens; NaN where none was counted."""
-        total, count = self._with_all(self.difference.sum(1)), self._with_all(self.count.sum(1))
-        return total / count[:, None]
-
-    def table(self, means: Float[Tensor, "place d_in"]) -> pd.DataFrame:
-        count, norms = self._with_all(self.count.sum(1)), self._with_all(self.norms)
-        norm, single, usual = means.norm(dim=-1), norms[:, 0] / count, norms[:, 1] / count
-        halves = self._with_all(self.difference)
-        sizes = halves.norm(dim=-1).prod(-1)
-        cosine = torch.where(sizes > 0, (halves[:, 0] * halves[:, 1]).sum(-1) / sizes, torch.nan)
-        share = torch.where(single > 0, norm / single, torch.nan)
-        return pd.DataFrame(
-            {
-                "position": [*map(str, range(len(self.count))), "all"],
-                "n": count.long().tolist(),
-                "norm": norm.tolist(),
-                "share": share.tolist(),
-                "relative_norm": (norm / usual).tolist(),
-                "split_cosine": cosine.tolist(),
-            }
-        )
-
-    @staticmethod
-    def _with_all(values: Tensor) -> Tensor:
-        return torch.cat([values, values.sum(0, keepdim=True)])
-
-
-def _cut(batch: TokenBatch, n: int) -> TokenBatch:
-    """The first ``n`` tokens of each row of a right-padded batch: what comes later changes nothing before it."""
-    return TokenBatch(*(getattr(batch, field.name)[:, :n] for field in fields(batch)))
 
 
 def _lens(pair: ModelPair, means: Float[Tensor, "place d_in"], n: int) -> tuple[list[str], list[str]]:
@@ -239,15 +196,20 @@ def _lens(pair: ModelPair, means: Float[Tensor, "place d_in"], n: int) -> tuple[
         scores = next(found)[: len(pair.tokenizer)] if row else None
         for sign, said in zip((1, -1), words, strict=True):
             ids = [] if scores is None else (sign * scores).topk(min(n, len(scores))).indices.tolist()
-            said.append(" ".join(f"«{visible(pair.tokenizer.decode([i])).strip()}»" for i in ids))
+            said.append(" ".join(f"«{_shown(pair.tokenizer, i)}»" for i in ids))
     return words
+
+
+def _shown(tokenizer: Any, token: int) -> str:
+    """A token without the space before it; what would be nothing as its entry in the vocabulary."""
+    return visible(tokenizer.decode([token])).strip() or str(tokenizer.convert_ids_to_tokens(token))
 
 
 def _steer(
     pair: ModelPair,
     behaviour: Behaviour,
     direction: Tensor,
-    strengths: list[float],
+    norms: dict[float, float],
     n_controls: int,
     drop: Drop,
     max_new_tokens: int,
@@ -259,18 +221,19 @@ def _steer(
     sweep = Sweep(pair, list(behaviour.heldout), None, drop=drop, **how)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(n_controls, len(direction), generator=generator, dtype=torch.float64)
-    drawn = drawn / drawn.norm(dim=-1, keepdim=True) * direction.norm()
-    vectors = [(DIFFERENCE, direction.float()), *((RANDOM, v.float()) for v in drawn)]
+    vectors = [(DIFFERENCE, direction), *((RANDOM, v) for v in drawn)]
+    strength = {norm: s for s, norm in norms.items()} | {0.0: 0.0}
     rows = []
-    for way, (side, sign) in WAYS.items():
+    for way, (side, sign, _, _) in WAYS.items():
         for number, (name, vector) in enumerate(vectors):
-            at = [sign * s for s in strengths] + ([0.0] if number == 0 else [])
+            unit = (sign * vector / vector.norm()).float()
+            at = [*norms.values()] + ([0.0] if number == 0 else [])
             answers = kept(
                 f"{behaviour.name}-{side}-{number}".replace("_", "-"),
-                lambda s=side, v=vector, at=at: sweep.speak(s, v, at),
+                lambda s=side, v=unit, at=at: sweep.speak(s, v, at),
             )
             about = {"behaviour": behaviour.name, "how": way, "direction": name}
-            rows += [about | answer | {"strength": abs(answer["strength"])} for answer in answers]
+            rows += [about | answer | {"strength": strength[answer["strength"]]} for answer in answers]
     frame = pd.DataFrame(rows)
     frame["shown"] = [behaviour.shown_in(answer) for answer in frame["answer"]]
     surprise = frame[["nll_base", "nll_tuned"]].min(axis=1) / frame["n_tokens"]
@@ -286,10 +249,8 @@ def _rates(answers: pd.DataFrame) -> pd.DataFrame:
     keys = ["behaviour", "how", "direction", "strength"]
     for key, group in answers.groupby(keys, sort=False):
         rate, low, high = wilson(int(group["shown"].sum()), len(group))
-        both = {
-            "rate_coherent": (group["shown"] & group["coherent"]).mean(),
-            "coherent": group["coherent"].mean(),
-        }
+        shown, coherent = group["shown"], group["coherent"]
+        both = {"rate_coherent": (shown & coherent).mean(), "gone": (~shown & coherent).mean()}
         rows.append(
             dict(zip(keys, key, strict=True))
             | {"rate": rate, "low": low, "high": high}
