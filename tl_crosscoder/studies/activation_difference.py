@@ -23,7 +23,7 @@ from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair, Side
 from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.drawing import INK, ORANGE, SOFT
+from tl_crosscoder.report.drawing import BLUE, ORANGE, SOFT
 from tl_crosscoder.report.text import visible
 from tl_crosscoder.studies.first_tokens import FirstTokens
 from tl_crosscoder.studies.parts import Parts
@@ -102,9 +102,10 @@ class ActivationDifferenceResult(StudyResult):
                 for d in (DIFFERENCE, RANDOM)
             )
             itself = own[self._itself()]
+            where = f" at {own.idxmax():.3g} of an activation's norm" if own.max() > plain else ""
             parts.append(
-                f"{how}, {words}: {plain:.0%} without, {itself:.0%} as it is, at most {own.max():.0%} at {own.idxmax():.3g} of an "
-                f"activation's norm (random directions at most {drawn.max():.0%})"
+                f"{how}, {words}: {plain:.0%} without, {itself:.0%} as it is, at most {own.max():.0%}{where} (random directions "
+                f"at most {drawn.max():.0%})"
             )
         return f"{behaviour}, coherent answers; {'; '.join(parts)}."
 
@@ -276,7 +277,7 @@ def _drawing(table: pd.DataFrame, steered: pd.DataFrame) -> Drawing:
                 start = steered.query("behaviour == @name and how == @how and strength == 0")[
                     "rate_coherent"
                 ].iloc[0]
-                colour = SOFT if direction == RANDOM else (INK if how == ADDED else ORANGE)
+                colour = SOFT if direction == RANDOM else (BLUE if how == ADDED else ORANGE)
                 label = how if direction == DIFFERENCE else None
                 x, y = [0, *rows["strength"]], [start, *rows["rate_coherent"]]
                 axes.plot(
@@ -288,7 +289,11 @@ def _drawing(table: pd.DataFrame, steered: pd.DataFrame) -> Drawing:
                     marker="o",
                     ms=3,
                 )
-            axes.set(title=f"{name}: shown, coherently", xlabel="strength", ylim=(-0.04, 1.04))
+            axes.set(
+                title=f"{name}: shown, coherently",
+                xlabel="norm of what is added or taken, of an activation's",
+                ylim=(-0.04, 1.04),
+            )
             axes.legend(fontsize=7)
 
     return Drawing(draw, (2.9 * (1 + len(names)), 2.4))
