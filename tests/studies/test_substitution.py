@@ -1,16 +1,27 @@
 import json
 
-import numpy as np
+import pandas as pd
 import pytest
 import torch
-from scipy import stats
 
-from tests.studies.planted import latents_of_interest, planted_crosscoder, planted_pair
+from tests.studies.planted import (
+    LATENTS,
+    latents_of_interest,
+    planted_crosscoder,
+    planted_pair,
+)
+from tests.studies.planted import (
+    PLANTED as PLANTED_LATENT,
+)
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.sparsity import ReLU
 from tl_crosscoder.errors import EmptyData
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.studies.substitution import _first_of_each_run, ratio_interval, substitution
+from tl_crosscoder.studies import substitution as module
+from tl_crosscoder.studies.conditions import Dictionary, Reading
+from tl_crosscoder.studies.substitution import substitution
 
 
 @pytest.fixture(scope="module")
@@ -122,26 +133,148 @@ def test_an_empty_selection_is_refused(planted):
         study(planted, Corpus.from_texts([""], planted[0].tokenizer))
 
 
-def test_first_of_each_run_counts_every_turn_anew():
-    where = torch.tensor([[0, 1, 1, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0, 1, 1]]).bool()
-    want = torch.tensor([[0, 1, 1, 0, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0, 1, 1]]).bool()
-    assert torch.equal(_first_of_each_run(where, 2), want)
-
-
-def test_the_interval_over_whole_sequences_covers_where_one_over_tokens_does_not():
-    # 40 sequences of 25 tokens that share most of their deviation: the clusters, not the tokens, are independent
-    rng, covered, naive = np.random.default_rng(0), 0, 0
-    for trial in range(60):
-        values = 1 + rng.normal(size=(40, 1)) + 0.3 * rng.normal(size=(40, 25))
-        _, low, high = ratio_interval(values.sum(1), np.full(40, 25), 300, trial)
-        covered += low <= 1 <= high
-        half = 1.96 * values.std() / np.sqrt(values.size)
-        naive += abs(values.mean() - 1) <= half
-    assert stats.binomtest(covered, 60, 0.95).pvalue > 0.01
-    assert naive < 0.7 * covered
-
-
 def test_attention_sinks_and_first_tokens_keep_the_tuned_activations(planted, corpus):
     # with sinks left out, as in capture, the planted embedding is never replaced: nothing is missing
     values = kl(study(planted, corpus, drop=Drop()))
     assert values["none"] == pytest.approx(0, abs=1e-6)
+
+
+def every(planted, corpus, **options):
+    return study(planted, corpus, conditions="every", **options)
+
+
+def test_every_condition_of_the_paper_is_there_and_the_tuned_activations_cost_nothing(planted, corpus):
+    values = kl(every(planted, corpus))
+    assert values["tuned"] == pytest.approx(0, abs=1e-6)
+    assert values["base"] > 1e-3
+    for name in (
+        "bias",
+        "all with bias",
+        "delta_norm above 0.7",
+        "random 2 of all",
+        "random 2 of the specific",
+    ):
+        assert name in values
+    assert values["delta_norm above 0.7"] < 0.01 * values["none"]  # that is the planted latent
+
+
+def test_base_is_the_base_model_end_to_end(planted, corpus):
+    pair, _ = planted
+    total, count, against = 0.0, 0, 0.0
+    for i in range(len(corpus)):
+        batch = corpus.batch([i])
+        both = [
+            torch.distributions.Categorical(logits=pair.run(batch, side=side)[0, 1:-1].double())
+            for side in ("tuned", "base")
+        ]
+        total += torch.distributions.kl_divergence(*both).sum().item()
+        against -= both[1].log_prob(batch.ids[0, 2:]).sum().item()
+        count += len(both[0].logits)
+    row = every(planted, corpus).table.query("tokens == 'all'").set_index("condition").loc["base"]
+    assert row["kl"] == pytest.approx(total / count, rel=1e-5)
+    assert row["nll"] == pytest.approx(against / count, rel=1e-5)
+    assert row["kl_base"] == pytest.approx(0, abs=1e-9)
+    assert 0 <= row["agreement"] < 1
+
+
+def test_the_untouched_model_agrees_with_itself_and_the_change_costs_likelihood_of_its_choice(
+    planted, corpus
+):
+    rows = every(planted, corpus).table.query("tokens == 'all'").set_index("condition")
+    assert rows.loc["tuned", "agreement"] == 1
+    assert rows.loc["none", "nll_argmax"] > rows.loc["tuned", "nll_argmax"]
+
+
+def test_the_bias_is_the_missing_part_of_a_reconstruction_that_is_perfect_up_to_it(planted, corpus):
+    pair, crosscoder = planted
+    biased = Crosscoder(pair.d_in, LATENTS, ReLU())
+    with torch.no_grad():
+        for name, value in crosscoder.named_parameters():
+            biased.get_parameter(name).copy_(value)
+        biased.b_dec[1] += 0.5
+    values = kl(every((pair, biased.eval()), corpus))
+    plain = kl(every(planted, corpus))
+    assert values["all"] == pytest.approx(plain["all"], abs=1e-6)  # biases are not part of it
+    assert values["all with bias"] > 10 * values["all"] + 1e-6  # here the models have none
+    assert values["bias"] > 0 and values["bias"] != pytest.approx(values["none"], rel=1e-3)
+
+
+def test_additive_sets_keep_what_the_base_decoder_writes(planted, corpus):
+    # the planted latent has no base decoder, so adding is all there is; the bottom half writes the same twice
+    values = kl(every(planted, corpus))
+    assert values["delta_norm top, additive"] != pytest.approx(
+        values["delta_norm bottom, additive"], rel=1e-3
+    )
+    assert values["delta_norm bottom, additive"] != pytest.approx(values["delta_norm bottom"], rel=1e-3)
+    alone = kl(every(planted, corpus, n_specific=2))
+    assert alone["delta_norm top, additive"] == pytest.approx(alone["delta_norm top"], abs=1e-7)
+
+
+def test_the_change_of_two_sets_adds_up(planted, corpus):
+    pair, crosscoder = planted
+    batch = corpus.batch([0, 1])
+    reading = Reading(Dictionary(crosscoder), pair, batch, PLANTED)
+    sets = [torch.zeros(LATENTS, dtype=torch.bool) for _ in range(3)]
+    for mask, ids in zip(sets, ([0, 3], [5], [0, 3, 5]), strict=True):
+        mask[ids] = True
+    one, two, both = (reading.written(mask, reading.dictionary.change) for mask in sets)
+    torch.testing.assert_close(one + two, both)
+
+
+def test_random_sets_are_pooled_with_the_spread_of_their_draws(planted, corpus):
+    result = every(planted, corpus, n_random=3)
+    rows = result.table.query("tokens == 'all'").set_index("condition")
+    assert rows.loc["random 2 of the specific", "draws_sd"] > 0  # some draws hold the planted latent
+    assert rows["draws_sd"].drop([n for n in rows.index if n.startswith("random")]).isna().all()
+    assert rows.loc["random 2 of all", "n_latents"] == 2
+
+
+def test_a_dictionary_of_the_difference_is_asked_the_same(planted, corpus):
+    pair, crosscoder = planted
+    shift = crosscoder.W_dec.detach()[PLANTED_LATENT, 1]
+    difference = Crosscoder(pair.d_in, 2, ReLU(), n_models=1)
+    with torch.no_grad():
+        difference.W_enc_rows.zero_()
+        difference.W_enc_rows[0, 0] = shift / shift.square().sum()
+        difference.W_dec.zero_()
+        difference.W_dec[0, 0] = shift
+    table = pd.DataFrame(
+        {"n_fired": [5.0, 5.0], "max_act": [1.0, 0.5]}, index=pd.RangeIndex(2, name="latent")
+    )
+    result = substitution(
+        difference.eval(),
+        pair,
+        corpus,
+        table,
+        ranking="max_act",
+        top=(1,),
+        n_random=1,
+        drop=PLANTED,
+        conditions="every",
+    )
+    values = kl(result)
+    assert values["none"] > 1e-3 and values["all"] < 1e-5 and values["top 1 ranked"] < 1e-5
+    assert "delta_norm top" not in values and result.paired.empty
+
+
+def test_a_killed_study_goes_on_with_what_is_missing(planted, corpus, tmp_path, monkeypatch):
+    whole, calls, real = study(planted, corpus, max_tokens=40), [], module.scores
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "scores", killed)
+    with pytest.raises(KeyboardInterrupt):
+        study(planted, corpus, max_tokens=40, parts=tmp_path)
+    again = study(planted, corpus, max_tokens=40, parts=tmp_path)
+    assert again.to_json() == whole.to_json()
+    n_batches = len(list(corpus.batches(40)))
+    n_conditions = len({*whole.table["condition"]}) + 1  # the random set is drawn twice
+    assert (
+        n_batches > 1 and len(calls) == n_batches * n_conditions + 1
+    )  # the part under way was lost, no other
+    monkeypatch.setattr(module, "scores", None)
+    assert study(planted, corpus, max_tokens=40, parts=tmp_path).to_json() == whole.to_json()

@@ -236,11 +236,16 @@ def refuse_held_out_prompts(
         )
 
 
-def _study_texts(pair, held_out, behaviours, config, max_new_tokens) -> dict[str, Corpus]:
-    """Held-out text, chats first, and for each behaviour the tuned model's own answers to its held-out prompts."""
-    sequences = np.random.default_rng(config.seed).permutation(held_out.sequences).tolist()
+def held_out_text(held_out: PairedActivations, seed: int, n_tokens: int) -> Corpus:
+    """Text that the crosscoder never saw, as the substitution study reads it: chats if there are any."""
+    sequences = np.random.default_rng(seed).permutation(held_out.sequences).tolist()
     chats = [i for i in sequences if held_out.corpus.flags_of(i)["assistant"].any()]
-    texts = {"held-out text": held_out.corpus.select(chats or sequences).take(config.study_tokens)}
+    return held_out.corpus.select(chats or sequences).take(n_tokens)
+
+
+def _study_texts(pair, held_out, behaviours, config, max_new_tokens) -> dict[str, Corpus]:
+    """Held-out text, and for each behaviour the tuned model's own answers to its held-out prompts."""
+    texts = {"held-out text": held_out_text(held_out, config.seed, config.study_tokens)}
     return texts | {b.name: tuned_answers(pair, b, max_new_tokens) for b in behaviours}
 
 

@@ -7,73 +7,50 @@ untouched tuned model (KL), the more of the change the latents hold.
 Source: Minder et al. 2025, arXiv:2504.02922, causal experiments; the bootstrap over conversations and the
 paired difference are ours (the paper treats tokens as independent, which makes intervals too narrow)."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
-from scipy import stats
 from torch import Tensor
 
-from tl_crosscoder.analysis.base import evaluating
-from tl_crosscoder.analysis.table import ranked
-from tl_crosscoder.dictionary.codes import Codes
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import EmptyData
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.models.tokens import TokenBatch
 from tl_crosscoder.report import Drawing
 from tl_crosscoder.report.plots import kl_bars
+from tl_crosscoder.studies.conditions import (
+    Condition,
+    Dictionary,
+    Reading,
+    fixed_conditions,
+    latent_sets,
+    of_latents,
+)
+from tl_crosscoder.studies.intervals import middle, ratio_draws
+from tl_crosscoder.studies.parts import Parts
+from tl_crosscoder.studies.predictions import SCORES, scores
+from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.result import StudyResult
-from tl_crosscoder.studies.where import kept_tokens
-from tl_crosscoder.types import BASE, TUNED
+from tl_crosscoder.studies.weights import weights_sha256
 
-FIRST = 9  # predictions of each assistant turn counted as its beginning
-#: a condition: raw activations to put into the tuned model, from what was captured
-Condition = Callable[["Captured"], Tensor]
-
-
-@dataclass(frozen=True)
-class Captured:
-    """One batch of text in both models: what every condition is built from."""
-
-    batch: TokenBatch
-    acts: Float[Tensor, "seq pos model d_in"]
-    where: Bool[Tensor, "seq pos"]
-    codes: Codes  # of the tokens in ``where``, in order
-    rows: Float[Tensor, "d_sae model d_in"]
-
-    def written(self, latents: Tensor | None, model: int | None = None) -> Float[Tensor, "token d_in"]:
-        """``Σ_{j in latents} f_j (d_j^tuned − d_j^base)``, or ``Σ f_j d_j^model``; None: all latents."""
-        codes = self.codes
-        if latents is not None:
-            codes = codes.with_values(codes.values * latents[codes.latents])
-        rows = self.rows[:, TUNED] - self.rows[:, BASE] if model is None else self.rows[:, model]
-        return codes.decode(rows)
-
-    def put(self, values: Float[Tensor, "token d_in"]) -> Float[Tensor, "seq pos d_in"]:
-        """The tuned activations with ``values`` at the tokens in ``where``."""
-        out = self.acts[:, :, TUNED].float().clone()
-        out[self.where] = values
-        return out
-
-    def at(self, model: int) -> Float[Tensor, "token d_in"]:
-        return self.acts[:, :, model][self.where].float()
+SPLITS = ("delta_norm", "latent scaling")
 
 
 @dataclass(frozen=True)
 class SubstitutionResult(StudyResult):
-    """``table``: one row for each condition and set of tokens; ``per_sequence``: the KL sums that the intervals come from.
+    """``table``: one row for each condition and set of tokens; ``per_sequence``: the sums that the intervals come from.
 
     Columns of ``table``: ``condition, tokens`` (all, first 9, rest), ``kl`` (nats per predicted token, to the
-    tuned model), ``ci_low, ci_high`` (95 %, bootstrap over sequences), ``recovered`` (share of the KL of
-    ``none`` that is gone), ``n_tokens``, ``n_latents``. ``paired``: difference in KL top − bottom of each
-    split, with its interval; negative: the top half carries more."""
+    tuned model), ``ci_low, ci_high`` (95 %, bootstrap over conversations), ``recovered`` (share of the KL of
+    ``none`` that is gone, with its interval), ``nll`` of the true tokens, ``nll_argmax`` of the tuned model's first
+    choice, ``agreement`` (how often that is the first choice here too), ``kl_base`` (to the base model),
+    ``n_tokens``, ``n_latents``, and of random sets ``draws_sd``, the standard deviation of the draws' KL.
+    ``paired``: difference in KL top − bottom of each split, with its interval; negative: the top half carries more."""
 
     key: ClassVar = "substitution"
     title: ClassVar = "What the latents carry"
@@ -123,11 +100,14 @@ def substitution(
     top: tuple[int, ...] = (10, 30),
     n_specific: int | None = None,
     n_random: int = 5,
+    conditions: Literal["main", "every"] = "main",
     template_tokens: bool = True,
     drop: Drop | None = None,
     seed: int = 0,
     max_tokens: int = 4096,
     n_bootstrap: int = 2000,
+    parts: str | Path | None = None,
+    progress: bool = False,
 ) -> SubstitutionResult:
     """KL to the tuned model under each condition, with intervals from a bootstrap clustered by conversation.
 
@@ -135,6 +115,7 @@ def substitution(
     condition                            what the tuned model gets at the hook
     ==================================== ==================================================================================
     ``none``                             the base activations: the whole change is missing
+    ``base``                             nothing: the base model end to end
     ``all``                              base activations + every latent's change
     ``error``                            tuned activations − every latent's change: only what the crosscoder did not capture
     ``template``                         base activations, tuned ones at the chat template's tokens
@@ -142,199 +123,170 @@ def substitution(
     ``random N``                         the same for N random live latents outside the top, mean of ``n_random`` draws
     ``delta_norm top/bottom``            halves of the ``n_specific`` latents with the highest ``delta_norm``
     ``latent scaling top/bottom``        halves of the same latents by rank(nu_error) + rank(nu_recon), low first
+    *with* ``conditions="every"``
+    ``tuned``                            the tuned activations: 0 where hook and code are right
+    ``bias``, ``all with bias``          base activations + the difference of the decoder biases (and every latent's change)
+    ``..., additive``                    the halves again, adding ``f_j d_j^tuned`` without taking ``f_j d_j^base`` off
+    ``random N of the specific/of all``  sets as large as a half, drawn from those ``n_specific`` and from all live latents
+    ``delta_norm above 0.7``             base activations + the change of all these latents
+    ``nu_act below 0.6/0.3/0.1``         the same for Latent Scaling of the activation
     ==================================== ==================================================================================
 
     Tokens that ``drop`` (as in :func:`capture`) keeps out of training, such as the first of a sequence and attention
-    sinks, keep the tuned activations in every condition.  Predictions are counted where the *next* token is the
-    assistant's; in text without an assistant, at every captured position.  "First 9" are the first nine predictions
+    sinks, keep the tuned activations in every condition but ``base``.  Predictions are counted where the *next* token is
+    the assistant's; in text without an assistant, at every captured position.  "First 9" are the first nine predictions
     of each assistant turn, the one made at the template's last token included (the paper leaves that one out).
-    ``n_specific`` defaults to a tenth of the live latents.  Latents with an undefined value of a column are left
-    out of its split.
+    ``n_specific`` defaults to a tenth of the live latents; give two dictionaries the same to compare them.  Latents with
+    an undefined value of a column are left out of its split, empty sets altogether.
+
+    A dictionary of the difference (one model) has the conditions that its table allows; name a ``ranking`` that it has.
+    With ``parts`` each condition of each batch is kept in that folder, and a study that was killed goes on there.
     """
     if not len(corpus):
         raise EmptyData("substitution needs at least one sequence of text.")
-    rng = np.random.default_rng(seed)
-    sets = _latent_sets(table, ranking, top, n_specific, n_random, rng)
-    rows = crosscoder.raw_rows().detach()
-    conditions = _fixed_conditions(template_tokens) | {
-        name: _with_change_of(torch.as_tensor(mask)) for name, mask in sets.items()
-    }
-    cluster = corpus.conversations().tolist()  # answers to one prompt are resampled together
-    rows_of_sequences = []
-    for indices, captured in _captured(crosscoder, pair, corpus, rows, drop or Drop(), max_tokens):
-        counted = {"all": _predictions(captured)}
-        begin = _first_of_each_run(counted["all"], FIRST)
-        counted |= {f"first {FIRST}": begin, "rest": counted["all"] & ~begin}
-        clean = _log_probs(pair.run(captured.batch).to(rows.device), counted["all"])
-        for name, condition in conditions.items():
-            acts = condition(captured)
-            logits = pair.run(captured.batch, lambda h, hook=None, acts=acts: acts.to(h)).to(rows.device)  # noqa: ARG005
-            kl = torch.zeros(acts.shape[:-1], dtype=torch.float64, device=acts.device)
-            kl[counted["all"]] = _kl(clean, _log_probs(logits, counted["all"]))
-            for tokens, where in counted.items():
-                sums, counts = (kl * where).sum(-1).tolist(), where.sum(-1).tolist()
-                rows_of_sequences += [
-                    {"condition": name, "tokens": tokens, "sequence": cluster[i], "kl_sum": s, "n": n}
-                    for i, s, n in zip(indices, sums, counts, strict=True)
-                ]
-    per_sequence = _merge_draws(pd.DataFrame(rows_of_sequences))
-    sizes = {name: int(mask.sum()) for name, mask in sets.items()}
-    return SubstitutionResult(
-        _summarise(per_sequence, sizes, n_bootstrap, seed),
-        _paired(per_sequence, n_bootstrap, seed),
-        per_sequence,
+    drop, every = drop or Drop(), conditions == "every"
+    sets = latent_sets(table, ranking, top, n_specific, n_random, seed, every)
+    asked = fixed_conditions(template_tokens, every)
+    asked |= {name: of_latents(ids, crosscoder.d_sae) for name, ids in sets.items()}
+    if every and crosscoder.n_models > 1:
+        halves = [f"{split} {half}" for split in SPLITS for half in ("top", "bottom")]
+        asked |= {
+            f"{name}, additive": of_latents(sets[name], crosscoder.d_sae, additive=True)
+            for name in halves
+            if name in sets
+        }
+    about: dict[str, Any] = {"study": "substitution"}
+    if parts is not None:
+        about |= {"weights": weights_sha256(crosscoder), "pair": pair.fingerprint, "corpus": corpus.sha256}
+        about |= {"drop": asdict(drop), "max_tokens": max_tokens}
+        about |= {"conditions": {name: condition.latents for name, condition in asked.items()}}
+    per_sequence = _measure(
+        Dictionary(crosscoder), pair, corpus, asked, drop, max_tokens, Parts(parts, **about), progress
     )
+    merged = _merge_draws(per_sequence)
+    return SubstitutionResult(*_summarise(merged, per_sequence, asked, n_bootstrap, seed), merged)
 
 
-def _latent_sets(table, ranking, top, n_specific, n_random, rng) -> dict[str, np.ndarray]:
-    alive = table[table["n_fired"] > 0]
-    n_specific = min(n_specific or max(2, len(alive) // 10), len(alive))
-    order = ranked(table, ranking)
-    sets: dict[str, Sequence[int]] = {f"top {n} ranked": order[:n] for n in top}
-    others = sorted(set(alive.index) - set(order[: max(top, default=0)]))
-    for n in top:
-        for draw in range(n_random):
-            sets[f"random {n}#{draw}"] = rng.choice(others, size=min(n, len(others)), replace=False).tolist()
-    specific = table.loc[ranked(table, "delta_norm")[:n_specific]]
-    sets |= _halves("delta_norm", specific.index.tolist())
-    scaled = specific.query("-0.1 <= nu_error <= 2 and -0.1 <= nu_recon <= 2")
-    scaled = scaled.assign(rank_sum=scaled["nu_error"].rank() + scaled["nu_recon"].rank())
-    sets |= _halves("latent scaling", scaled.sort_values("rank_sum", kind="stable").index.tolist())
-    return {name: np.isin(np.arange(len(table)), np.asarray(ids)) for name, ids in sets.items()}
+def _measure(
+    dictionary: Dictionary,
+    pair: ModelPair,
+    corpus: Corpus,
+    asked: dict[str, Condition],
+    drop: Drop,
+    max_tokens: int,
+    kept: Parts,
+    progress: bool,
+) -> pd.DataFrame:
+    """Sums of every score for each condition, set of tokens and sequence; both models' own runs of a batch are shared."""
+    cluster = corpus.conversations().tolist()  # answers to one prompt are resampled together
+    batches = list(corpus.batches(max_tokens))
+    jobs = tracked(
+        [(i, j) for i in range(len(batches)) for j in range(len(asked))], "substituting", None, progress
+    )
+    names, found, reading, current = list(asked), [], None, -1
+    for number, place in jobs:
+        indices, batch = batches[number]
+        if number != current:
+            reading, current = Reading(dictionary, pair, batch, drop), number
+        assert reading is not None
+        condition = asked[names[place]]
+        sums = kept(f"{number}-{place}", lambda r=reading, c=condition: _sums(r, c.run(r)))
+        for tokens, columns in sums.items():
+            rows = pd.DataFrame(columns)
+            rows["sequence"] = [cluster[i] for i in indices.tolist()]
+            found.append(rows.assign(condition=names[place], tokens=tokens))
+    return pd.concat(found, ignore_index=True)
 
 
-def _halves(name: str, order: list[int]) -> dict[str, Sequence[int]]:
-    half = len(order) // 2
-    return {f"{name} top": order[:half], f"{name} bottom": order[half : 2 * half]} if half else {}
+def _sums(reading: Reading, patched: Tensor) -> dict[str, dict[str, list[float]]]:
+    """For each set of tokens, the sum of every score over each sequence, and ``n`` predictions."""
+    every = reading.counted["all"]
+    true = reading.batch.ids.roll(-1, 1)[every]
+    sums = {}
+    of = scores(reading.tuned, reading.base, patched, true)
+    for tokens, where in reading.counted.items():
+        columns = {"n": where.sum(-1).tolist()}
+        for name, values in of.items():
+            spread = torch.zeros(every.shape, dtype=torch.float64, device=every.device)
+            spread[every] = values
+            columns[f"{name}_sum"] = (spread * where).sum(-1).tolist()
+        sums[tokens] = columns
+    return sums
 
 
-def _fixed_conditions(template_tokens: bool) -> dict[str, Condition]:
-    def template(c: Captured) -> Tensor:
-        keep = c.batch.template[c.where][:, None]
-        return c.put(torch.where(keep, c.at(TUNED), c.at(BASE)))
-
-    fixed: dict[str, Condition] = {
-        "none": lambda c: c.put(c.at(BASE)),
-        "all": lambda c: c.put(c.at(BASE) + c.written(None)),
-        "error": lambda c: c.put(c.at(TUNED) - c.written(None)),
-    }
-    return fixed | ({"template": template} if template_tokens else {})
-
-
-def _with_change_of(latents: Tensor) -> Condition:
-    return lambda c: c.put(c.at(BASE) + c.written(latents.to(c.acts.device)))
-
-
-def _captured(
-    crosscoder: Crosscoder, pair: ModelPair, corpus: Corpus, rows: Tensor, drop: Drop, max_tokens: int
-) -> Iterator[tuple[list[int], Captured]]:
-    for indices, batch in corpus.batches(max_tokens):
-        acts = pair.capture(batch).to(rows.device)
-        where = kept_tokens(batch, acts, drop)
-        with evaluating(crosscoder):
-            codes = crosscoder.encode_sparse(acts[where].float())
-        yield indices.tolist(), Captured(batch.to(rows.device), acts, where, codes, rows)
-
-
-def _predictions(captured: Captured) -> Bool[Tensor, "seq pos"]:
-    """True where the next token is counted: the assistant's if there is one in the sequence, else any captured token."""
-    batch = captured.batch
-    nothing = torch.zeros_like(captured.where[:, :1])
-    next_is_assistant = torch.cat([batch.assistant[:, 1:], nothing], 1)
-    next_exists = torch.cat([batch.attention_mask[:, 1:], nothing], 1)
-    chat = batch.assistant.any(-1, keepdim=True)
-    return captured.where & torch.where(chat, next_is_assistant, next_exists)
-
-
-def _first_of_each_run(where: Bool[Tensor, "seq pos"], n: int) -> Bool[Tensor, "seq pos"]:
-    """The first ``n`` positions of each contiguous run."""
-    out, run = torch.zeros_like(where), torch.zeros(len(where), dtype=torch.long, device=where.device)
-    for p in range(where.shape[1]):
-        run = torch.where(where[:, p], run + 1, 0)
-        out[:, p] = where[:, p] & (run <= n)
-    return out
-
-
-def _log_probs(
-    logits: Float[Tensor, "seq pos d_vocab"], where: Bool[Tensor, "seq pos"]
-) -> Float[Tensor, "token d_vocab"]:
-    return logits[where].float().log_softmax(-1)
-
-
-def _kl(
-    clean: Float[Tensor, "token d_vocab"], patched: Float[Tensor, "token d_vocab"]
-) -> Float[Tensor, " token"]:
-    """KL(clean ‖ patched) of each prediction, in nats."""
-    return (clean.exp() * (clean - patched)).sum(-1).double()
-
-
-def _merge_draws(drawn: pd.DataFrame) -> pd.DataFrame:
-    """``random N#draw`` -> ``random N``, the mean of the draws."""
-    drawn[["condition", "draw"]] = [(*name.split("#"), "0")[:2] for name in drawn["condition"]]
-    keys = ["condition", "tokens", "sequence"]
-    drawn = drawn.pivot_table(
-        values=["kl_sum", "n"], index=[*keys, "draw"], aggfunc="sum", sort=False
-    ).reset_index()
-    merged = drawn.pivot_table(values=["kl_sum", "n"], index=["condition", "tokens", "sequence"], sort=False)
-    return merged.reset_index()
+def _merge_draws(drawn: Any) -> Any:
+    """One row for each condition, set of tokens and conversation; of ``random N#draw`` the mean of the draws."""
+    keys, values = ["condition", "tokens", "sequence"], ["n", *(f"{name}_sum" for name in SCORES)]
+    parts = drawn["condition"].str.partition("#")
+    drawn = drawn.assign(condition=parts[0], draw=parts[2])
+    each = drawn.groupby([*keys, "draw"], sort=False)[values].sum()
+    return each.groupby(keys, sort=False).mean().reset_index()
 
 
 def _summarise(
-    per_sequence: pd.DataFrame, sizes: dict[str, int], n_bootstrap: int, seed: int
-) -> pd.DataFrame:
-    rows = []
-    named = {name.split("#")[0]: n for name, n in sizes.items()}
-    for condition in per_sequence["condition"].unique():
-        for tokens in per_sequence["tokens"].unique():
-            here = per_sequence.query("condition == @condition and tokens == @tokens")
-            n = here["n"].to_numpy()
-            kl, low, high = ratio_interval(here["kl_sum"].to_numpy(), n, n_bootstrap, seed)
-            counts = {"n_tokens": int(n.sum()), "n_latents": named.get(condition, np.nan)}
-            rows.append(
-                {"condition": condition, "tokens": tokens, "kl": kl, "ci_low": low, "ci_high": high, **counts}
-            )
-    none = {row["tokens"]: row["kl"] for row in rows if row["condition"] == "none"}
-    for row in rows:
-        row["recovered"] = 1 - row["kl"] / none[row["tokens"]] if none[row["tokens"]] > 0 else np.nan
-    return pd.DataFrame(rows)
+    merged: Any, drawn: Any, asked: dict[str, Condition], n_bootstrap: int, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table, and the paired differences; all intervals of one set of tokens come from the same draws."""
+    sizes = {n.split("#")[0]: len(c.latents) for n, c in asked.items() if c.latents is not None}
+    names = list(dict.fromkeys(name.split("#")[0] for name in asked))
+    spread = _spread_of_draws(drawn)
+    table, paired = {}, []
+    for tokens, group in merged.groupby("tokens", sort=False):
+        wide: Any = group.pivot(index="sequence", columns="condition")
+        counts = wide["n"]["none"].to_numpy(float)
+        total = counts.sum()
+        values = {
+            name: wide[f"{name}_sum"][names].to_numpy(float).sum(0) / total
+            if total
+            else np.full(len(names), np.nan)
+            for name in SCORES
+        }
+        draws = ratio_draws(wide["kl_sum"][names].to_numpy(float), counts, n_bootstrap, seed)
+        low, high = middle(draws)
+        none, of_none = values["kl"][names.index("none")], draws[:, [names.index("none")]]
+        gone = none > 0
+        shares = 1 - draws / np.where(of_none > 0, of_none, np.nan)
+        least, most = middle(shares) if gone else np.full((2, len(names)), np.nan)
+        for i, name in enumerate(names):
+            row = {
+                "condition": name,
+                "tokens": tokens,
+                "kl": values["kl"][i],
+                "ci_low": low[i],
+                "ci_high": high[i],
+            }
+            row |= {"recovered": 1 - values["kl"][i] / none if gone else np.nan}
+            row |= {"recovered_low": least[i], "recovered_high": most[i]}
+            row |= {score: values[score][i] for score in ("nll", "nll_argmax", "agreement", "kl_base")}
+            row |= {"n_tokens": int(total), "n_latents": sizes.get(name, np.nan)}
+            table[name, tokens] = row | {"draws_sd": spread.get((name, tokens), np.nan)}
+        for split in [f"{split}{kind}" for kind in ("", ", additive") for split in SPLITS]:
+            ends = [
+                split.replace(",", f" {half},") if "," in split else f"{split} {half}"
+                for half in ("top", "bottom")
+            ]
+            if set(ends) <= set(names):
+                a, b = (names.index(end) for end in ends)
+                gap_low, gap_high = middle(draws[:, a] - draws[:, b])
+                gap = {"kl_top_minus_bottom": values["kl"][a] - values["kl"][b]}
+                paired.append(
+                    {
+                        "split": split,
+                        "tokens": tokens,
+                        **gap,
+                        "ci_low": float(gap_low),
+                        "ci_high": float(gap_high),
+                    }
+                )
+    order = [(name, tokens) for name in names for tokens in merged["tokens"].unique()]
+    return pd.DataFrame([table[key] for key in order]), pd.DataFrame(paired)
 
 
-def _paired(per_sequence: pd.DataFrame, n_bootstrap: int, seed: int) -> pd.DataFrame:
-    rows = []
-    for split in ("delta_norm", "latent scaling"):
-        for tokens, group in per_sequence.groupby("tokens", sort=False):
-            wide = group.pivot(index="sequence", columns="condition", values="kl_sum")
-            if f"{split} top" in wide:
-                n = group.groupby("sequence")["n"].first().to_numpy()
-                gap = (wide[f"{split} top"] - wide[f"{split} bottom"]).to_numpy()
-                value, low, high = ratio_interval(gap, n, n_bootstrap, seed)
-                interval = {"kl_top_minus_bottom": value, "ci_low": low, "ci_high": high}
-                rows.append({"split": split, "tokens": tokens, **interval})
-    return pd.DataFrame(rows)
-
-
-def ratio_interval(
-    sums: np.ndarray, counts: np.ndarray, n_bootstrap: int, seed: int
-) -> tuple[float, float, float]:
-    """``Σ sums / Σ counts`` with its 95 % percentile interval when whole clusters are resampled.
-
-    NaN where nothing was counted; with a single cluster the interval is NaN.
-    """
-    used = counts > 0
-    sums, counts = sums[used], counts[used]
-    if not len(sums):
-        return float("nan"), float("nan"), float("nan")
-    value = float(sums.sum() / counts.sum())
-    if len(sums) < 2:
-        return value, float("nan"), float("nan")
-    interval = stats.bootstrap(
-        (sums, counts),
-        lambda s, n, axis: s.sum(axis) / n.sum(axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=n_bootstrap,
-        batch=256,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return value, float(interval.low), float(interval.high)
+def _spread_of_draws(drawn: Any) -> dict[tuple[str, str], float]:
+    """The standard deviation of the draws' KL, for conditions that are drawn more than once."""
+    sums = drawn[drawn["condition"].str.contains("#")].groupby(["condition", "tokens"])[["kl_sum", "n"]].sum()
+    values: dict[tuple[str, str], list[float]] = {}
+    for (condition, tokens), row in sums.iterrows():
+        if row["n"] > 0:
+            values.setdefault((condition.split("#")[0], tokens), []).append(row["kl_sum"] / row["n"])
+    return {key: float(np.std(v, ddof=1)) for key, v in values.items() if len(v) > 1}

@@ -1,0 +1,195 @@
+"""What the tuned model gets at the hook: the conditions of the substitution study, and the sets of latents they speak of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tl_crosscoder.analysis.base import evaluating
+from tl_crosscoder.analysis.table import ranked
+from tl_crosscoder.dictionary.codes import Codes
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.models.drop import Drop
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.tokens import TokenBatch
+from tl_crosscoder.studies.predictions import counted_predictions, log_probs
+from tl_crosscoder.studies.where import kept_tokens
+from tl_crosscoder.types import BASE, TUNED
+
+NU_RANGE = (-0.1, 2.0)
+DELTA_NORM_ABOVE, NU_ACT_BELOW = 0.7, (0.6, 0.3, 0.1)
+
+
+class Dictionary:
+    """What a crosscoder, or a dictionary of the difference (one model), says about the change from base to tuned, raw units."""
+
+    def __init__(self, crosscoder: Crosscoder):
+        self.crosscoder = crosscoder
+        rows = crosscoder.raw_rows().detach()
+        nothing = rows.new_zeros(1, crosscoder.d_sae)
+        with evaluating(crosscoder):
+            bias = crosscoder.decode(nothing)[0]
+        self.of_difference = crosscoder.n_models == 1
+        self.change = rows[:, 0] if self.of_difference else rows[:, TUNED] - rows[:, BASE]
+        self.tuned = None if self.of_difference else rows[:, TUNED]
+        self.bias = bias[0] if self.of_difference else bias[TUNED] - bias[BASE]
+
+    def codes(self, acts: Float[Tensor, "token model d_in"]) -> Codes:
+        x = (acts[:, [TUNED]] - acts[:, [BASE]]) if self.of_difference else acts
+        with evaluating(self.crosscoder):
+            return self.crosscoder.encode_sparse(x.float())
+
+
+class Reading:
+    """One batch of text in both models; every part is computed when it is first asked for."""
+
+    def __init__(self, dictionary: Dictionary, pair: ModelPair, batch: TokenBatch, drop: Drop):
+        self.dictionary, self.pair, self.drop = dictionary, pair, drop
+        self.device = dictionary.change.device
+        self.batch = batch.to(self.device)
+
+    @cached_property
+    def acts(self) -> Float[Tensor, "seq pos model d_in"]:
+        return self.pair.capture(self.batch).to(self.device)
+
+    @cached_property
+    def where(self) -> Bool[Tensor, "seq pos"]:
+        """The tokens that may be replaced."""
+        return kept_tokens(self.batch, self.acts, self.drop)
+
+    @cached_property
+    def codes(self) -> Codes:
+        return self.dictionary.codes(self.acts[self.where])
+
+    @cached_property
+    def counted(self) -> dict[str, Bool[Tensor, "seq pos"]]:
+        return counted_predictions(self.batch, self.where)
+
+    @cached_property
+    def tuned(self) -> Float[Tensor, "batch d_vocab"]:
+        """The untouched tuned model's log-probabilities where predictions are counted."""
+        return log_probs(self.pair.run(self.batch).to(self.device), self.counted["all"])
+
+    @cached_property
+    def base(self) -> Float[Tensor, "batch d_vocab"]:
+        """The base model's, end to end."""
+        return log_probs(self.pair.run(self.batch, side="base").to(self.device), self.counted["all"])
+
+    def at(self, model: int) -> Float[Tensor, "token d_in"]:
+        return self.acts[:, :, model][self.where].float()
+
+    def written(self, latents: Tensor | None, rows: Tensor) -> Float[Tensor, "token d_in"]:
+        """``Σ_{j in latents} f_j rows_j``; None: all latents."""
+        codes = self.codes
+        if latents is not None:
+            codes = codes.with_values(codes.values * latents[codes.latents])
+        return codes.decode(rows)
+
+    def patched(self, values: Float[Tensor, "token d_in"]) -> Float[Tensor, "batch d_vocab"]:
+        """The tuned model's log-probabilities with ``values`` at the tokens in ``where``."""
+        acts = self.acts[:, :, TUNED].float().clone()
+        acts[self.where] = values
+        logits = self.pair.run(self.batch, lambda h, hook=None: acts.to(h))  # noqa: ARG005
+        return log_probs(logits.to(self.device), self.counted["all"])
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``run`` gives the log-probabilities of a batch; ``latents`` that it puts in, where it is about a set of them."""
+
+    run: Callable[[Reading], Tensor]
+    latents: tuple[int, ...] | None = None
+
+
+def fixed_conditions(template_tokens: bool, every: bool) -> dict[str, Condition]:
+    """Those that are not about a set of latents."""
+
+    def template(r: Reading) -> Tensor:
+        keep = r.batch.template[r.where][:, None]
+        return r.patched(torch.where(keep, r.at(TUNED), r.at(BASE)))
+
+    all_of = lambda r: r.written(None, r.dictionary.change)
+    fixed = {
+        "none": lambda r: r.patched(r.at(BASE)),
+        "base": lambda r: r.base,
+        "all": lambda r: r.patched(r.at(BASE) + all_of(r)),
+        "error": lambda r: r.patched(r.at(TUNED) - all_of(r)),
+    }
+    if template_tokens:
+        fixed["template"] = template
+    if every:
+        fixed |= {
+            "tuned": lambda r: r.patched(r.at(TUNED)),
+            "bias": lambda r: r.patched(r.at(BASE) + r.dictionary.bias),
+            "all with bias": lambda r: r.patched(r.at(BASE) + all_of(r) + r.dictionary.bias),
+        }
+    return {name: Condition(run) for name, run in fixed.items()}
+
+
+def of_latents(latents: list[int], d_sae: int, additive: bool = False) -> Condition:
+    """Base activations + the set's change ``f_j (d_j^tuned − d_j^base)``; additive: + ``f_j d_j^tuned``, nothing subtracted."""
+    mask = torch.zeros(d_sae, dtype=torch.bool)
+    mask[latents] = True
+
+    def run(r: Reading) -> Tensor:
+        rows = r.dictionary.tuned if additive else r.dictionary.change
+        assert rows is not None
+        return r.patched(r.at(BASE) + r.written(mask.to(r.device), rows))
+
+    return Condition(run, tuple(sorted(latents)))
+
+
+def latent_sets(
+    table: Any,
+    ranking: str,
+    top: tuple[int, ...],
+    n_specific: int | None,
+    n_random: int,
+    seed: int,
+    every: bool,
+) -> dict[str, list[int]]:
+    """Condition -> its latents; ``NAME#0``, ``NAME#1`` ... are draws of one random set.  Empty sets are left out."""
+    rng = np.random.default_rng(seed)
+    order = ranked(table, ranking)
+    alive = table.index[table["n_fired"].to_numpy() > 0]
+    others = sorted(set(alive) - set(order[: max(top, default=0)]))
+    sets: dict[str, list[int]] = {f"top {n} ranked": order[:n] for n in top}
+
+    def draw(name: str, among: list[int], size: int) -> None:
+        for i in range(n_random):
+            sets[f"{name}#{i}"] = rng.choice(among, size=min(size, len(among)), replace=False).tolist()
+
+    for n in top:
+        draw(f"random {n}", others, n)
+    if "delta_norm" in table:
+        n_specific = min(n_specific or max(2, len(alive) // 10), len(alive))
+        specific = table.loc[ranked(table, "delta_norm")[:n_specific]]
+        sets |= _halves("delta_norm", specific.index.tolist()) | _halves("latent scaling", _by_nu(specific))
+        if every:
+            half = len(specific) // 2
+            draw(f"random {half} of the specific", specific.index.tolist(), half)
+            draw(f"random {half} of all", alive.tolist(), half)
+            live = table.loc[alive]
+            high = live.index[live["delta_norm"] > DELTA_NORM_ABOVE]
+            sets[f"delta_norm above {DELTA_NORM_ABOVE}"] = high.tolist()
+            if "nu_act" in table:
+                for bar in NU_ACT_BELOW:
+                    sets[f"nu_act below {bar}"] = live.index[live["nu_act"].abs() < bar].tolist()
+    return {name: ids for name, ids in sets.items() if len(ids)}
+
+
+def _by_nu(specific: Any) -> list[int]:
+    """Lowest rank(nu_error) + rank(nu_recon) first; ratios undefined or outside -.1 and 2 are left out."""
+    nu = specific[["nu_error", "nu_recon"]]
+    kept = nu[((nu >= NU_RANGE[0]) & (nu <= NU_RANGE[1])).all(axis=1)]
+    return kept.rank().sum(axis=1).sort_values(kind="stable").index.tolist()
+
+
+def _halves(name: str, order: list[int]) -> dict[str, list[int]]:
+    half = len(order) // 2
+    return {f"{name} top": order[:half], f"{name} bottom": order[half : 2 * half]} if half else {}

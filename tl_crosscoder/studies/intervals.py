@@ -1,0 +1,45 @@
+"""Intervals of means over tokens that are not independent: whole clusters (conversations) are drawn again."""
+
+import numpy as np
+from jaxtyping import Float, Real
+
+DRAWS_AT_ONCE = 512
+
+
+def ratio_draws(
+    sums: Real[np.ndarray, "cluster column"], counts: Real[np.ndarray, " cluster"], n: int, seed: int
+) -> Float[np.ndarray, "draw column"]:
+    """``n`` bootstrap draws of ``Σ sums / Σ counts``, every column from the same drawn clusters: differences of columns are paired.
+
+    Clusters without a count are left out; with fewer than two left every draw is NaN.
+    """
+    used = counts > 0
+    sums, counts = sums[used], counts[used]
+    if len(counts) < 2:
+        return np.full((n, sums.shape[1]), np.nan)
+    rng, even = np.random.default_rng(seed), np.full(len(counts), 1 / len(counts))
+    parts = []
+    for start in range(0, n, DRAWS_AT_ONCE):
+        # how often each cluster is drawn: the same as drawing them one by one, and one matrix product for all columns
+        often = rng.multinomial(len(counts), even, size=min(DRAWS_AT_ONCE, n - start)).astype(float)
+        parts.append((often @ sums) / (often @ counts)[:, None])
+    return np.concatenate(parts)
+
+
+def middle(draws: Float[np.ndarray, "draw *column"]) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the middle 95 % of the draws, NaN where they are."""
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    return np.asarray(low), np.asarray(high)
+
+
+def ratio_interval(
+    sums: Real[np.ndarray, " cluster"], counts: Real[np.ndarray, " cluster"], n_bootstrap: int, seed: int
+) -> tuple[float, float, float]:
+    """``Σ sums / Σ counts`` with its 95 % percentile interval when whole clusters are resampled.
+
+    NaN where nothing was counted; with a single cluster the interval is NaN.
+    """
+    sums, counts = np.asarray(sums, float), np.asarray(counts, float)
+    value = float(sums.sum() / counts.sum()) if counts.sum() > 0 else float("nan")
+    low, high = middle(ratio_draws(sums[:, None], counts, n_bootstrap, seed)[:, 0])
+    return value, float(low), float(high)
