@@ -1,8 +1,8 @@
 """The tables of docs/narrow.md, out of the rows that narrow.py has written so far.
 
-    python benchmarks/narrow_tables.py [tiny smollm2-false-fact smollm2-taboo] [--blind] [--markdown] [--rows runs/narrow.jsonl]
+    python benchmarks/narrow_tables.py [tiny smollm2-false-fact smollm2-taboo] [--blind] [--long] [--markdown]
 
-Mean ± half of the 95 % t interval over seeds; of two seeds both values.
+Means over seeds, of each behaviour.  ``--long``: more columns, with half of the 95 % t interval; of two seeds both values.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import pandas as pd
 from narrow import PAIRS, finished
 from narrow_steering import QUESTIONS
 from narrow_variants import VARIANTS
-from variants import markdown, mean_and_interval
+from variants import markdown, mean_and_interval, number
 
 RANKINGS = {
     "delta_norm": "norm",
@@ -109,12 +109,46 @@ def over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
     return summary.reindex(names)
 
 
+#: Columns of the short tables, by the long ones' names; where the ranking that the pair is undone by stands as "best".
+SHORT = {
+    "dictionary": ["L0", "FVE", "FVE of difference", "dead", "largest Δnorm"],
+    "found": ["fire on it", "norm: of 3", "ν: of 3", "best: of 3", "norm: of 20", "ν: of 20", "best: of 20"],
+    "carried": [
+        *("undo 3", "undo 10", "undo 30", "undo random 30", "remove random 30"),
+        *("KL 10", "KL 30", "KL norm 30", "KL ν 30", "KL random 30"),
+    ],
+}
+
+
+def short(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """Means over seeds, the behaviours' one after the other."""
+    means = [cells.groupby("variant")[columns].mean() for cells in tables]
+    joined = {
+        column: [" / ".join(_number(m.loc[v, column]) for m in means) for v in means[0].index]
+        for column in columns
+    }
+    summary = pd.DataFrame(joined, index=means[0].index)
+    summary.insert(0, "seeds", tables[0].groupby("variant").size())
+    return summary.reindex([name for name in VARIANTS if name in summary.index])
+
+
+def _number(value: float) -> str:
+    if pd.isna(value):
+        return "-"
+    return str(round(value)) if abs(value - round(value)) < 0.005 else number(float(value))
+
+
+def with_best(cells: pd.DataFrame, ranking: str) -> pd.DataFrame:
+    return cells.assign(**{f"best: of {n}": cells[f"{RANKINGS[ranking]}: of {n}"] for n in (3, 20)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("pairs", nargs="*", default=list(PAIRS), metavar="PAIR")
     parser.add_argument("--blind", action="store_true")
+    parser.add_argument("--long", action="store_true")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--rows", type=Path, default=Path("runs/narrow.jsonl"))
     options = parser.parse_args()
@@ -124,15 +158,35 @@ def main() -> None:
         if not marked:
             print(f"\n{pair}: nothing yet")
             continue
-        names = behaviours(marked[0])
-        tables = {f"{pair}, the dictionaries": dictionaries(marked)}
-        tables |= {f"{pair}, {name}: found": found(marked, name) for name in names}
-        tables |= {f"{pair}, {name}: carried": carried(marked, name) for name in names}
-        tables |= {f"{pair}, {name}: steered": steered(pushed, name) for name in names if pushed}
-        for title, cells in tables.items():
-            summary = over_seeds(cells)
+        names, ranking = behaviours(marked[0]), marked[0]["settings"]["ranking"]
+        parts = {
+            "dictionary": [dictionaries(marked).apply(_numeric)],
+            "found": [with_best(found(marked, name), ranking).apply(_numeric) for name in names],
+            "carried": [carried(marked, name).apply(_numeric) for name in names],
+            "steered": [steered(pushed, name) for name in names] if pushed else [],
+        }
+        titles = f"{pair}, {' / '.join(names)}"
+        if options.long:
+            shown = {
+                f"{pair}, {name}: {part}": over_seeds(cells)
+                for part, tables in parts.items()
+                for name, cells in zip(names, tables, strict=False)
+            }
+        else:
+            shown = {
+                f"{titles}: {part}": short(
+                    tables, SHORT.get(part) or [c for c in tables[0] if c != "variant"]
+                )
+                for part, tables in parts.items()
+                if tables
+            }
+        for title, summary in shown.items():
             with pd.option_context("display.width", 300, "display.max_columns", None):
                 print(f"\n### {title}\n\n{markdown(summary) if options.markdown else summary.to_string()}")
+
+
+def _numeric(column: pd.Series) -> pd.Series:
+    return column if column.name == "variant" else pd.to_numeric(column)
 
 
 if __name__ == "__main__":
