@@ -42,6 +42,7 @@ def test_the_readme_snippet_runs_and_its_edit_changes_the_logits(tmp_path):
     with warnings.catch_warnings():
         exec(compile(snippet(), str(README), "exec"), known)
     assert len(known["table"]) == 48
+    assert known["latents"].shape == (*batch.ids.shape, 48)
     plain = tuned(batch.ids)
     assert (known["logits"] - plain).abs().max() > 1e-4
     torch.testing.assert_close(tuned(batch.ids), plain)  # the hook is gone after the block

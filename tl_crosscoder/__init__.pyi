@@ -29,6 +29,8 @@ from .dictionary.synthetic import SyntheticPair as SyntheticPair
 from .diffing.config import DiffConfig as DiffConfig
 from .diffing.report import DiffReport as DiffReport
 from .diffing.run import diff as diff
+from .hub.convert import convert as convert
+from .hub.inspect import inspect as inspect
 from .hub.load import load as load
 from .hub.load import origin as origin
 from .hub.pretrained import from_pretrained as from_pretrained
