@@ -78,7 +78,8 @@ class MirrorResult(StudyResult):
 
     def plot(self) -> Drawing:
         """Cosine against divergence, and the tokens by both latents' bins."""
-        return mirror_figure(self.table, self.random, np.array(self.histograms))
+        histograms = np.array(self.histograms, dtype=np.int64).reshape(-1, BINS, BINS)
+        return mirror_figure(self.table, self.random, histograms)
 
 
 def _said(row: dict[str, Any], cosine: float) -> str:

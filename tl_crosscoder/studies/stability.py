@@ -100,14 +100,12 @@ def stability(
             "only those of one pair of models at one hook can be compared"
         )
     acts = None if batches is None else acts_of((a, b), batches, most_tokens)
-    fired = [
-        torch.ones(each.d_sae, dtype=torch.long)
-        if acts is None
-        else torch.from_numpy(np.diff(acts[i].indptr))
-        for i, each in enumerate((a, b))
-    ]
     if alive is not None:
         fired = [torch.tensor(np.asarray(n, dtype=float)) for n in alive]
+    elif acts is not None:
+        fired = [torch.from_numpy(np.diff(each.indptr)).double() for each in acts]
+    else:
+        fired = [torch.ones(each.d_sae, dtype=torch.float64) for each in (a, b)]
     labels = [classify(_delta(each).tolist(), n.tolist()) for each, n in zip((a, b), fired, strict=True)]
     rows = [each.decoder_rows().detach().float() for each in (a, b)]
     living = [(n > 0).nonzero()[:, 0] for n in fired]
