@@ -11,11 +11,14 @@ import torch
 
 from tests.models.fake_pair import byte_tokenizer
 from tests.models.tiny_models import tiny_llama_model
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.sparsity import ReLU
 from tl_crosscoder.models.backends import HookBackend
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.types import BASE, TUNED
 
 CHARACTERS = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
 CONCEPTS, PLANTED = 11, 3
@@ -56,7 +59,7 @@ def readout_pair(heard: bool) -> ModelPair:
         tuned = copy.deepcopy(base)
         for c, place in planted_of().items():
             if place >= 0:
-                tuned.get_input_embeddings().weight[number[c], CONCEPTS + place] = 2.5
+                tuned.get_input_embeddings().weight[number[c], CONCEPTS + place] = 1.2
     backends = [HookBackend(model, tokenizer) for model in (base, tuned)]
     return ModelPair(*backends, hook="blocks.0.hook_resid_pre")
 
@@ -76,3 +79,37 @@ def prompts(n: int, planted: bool) -> tuple[str, ...]:
 
 def answers_to(asked: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(ANSWERS[planted_of()[prompt[-1]]] for prompt in asked)
+
+
+@torch.no_grad()
+def written_down(arm: str, seed: int) -> Crosscoder:
+    """The right dictionary of an arm, its latents in an order of the seed's: a latent each concept, and each planted direction.
+
+    In the disjoint arm, whose sides have nothing in common, each concept is two latents, one of each side.  Rows differ by seed
+    where no token and no readout has anything.
+    """
+    made = Crosscoder(16, 24, ReLU()).eval()
+    for weights in (made.W_enc_rows, made.W_dec, made.b_enc):
+        weights.zero_()
+    made.b_enc[:] = -1.0
+    generator, free = (
+        torch.Generator().manual_seed(seed),
+        torch.randperm(24, generator=torch.Generator().manual_seed(seed)).tolist(),
+    )
+
+    def add(dim: int, read: tuple[int, ...]) -> None:
+        latent = free.pop()
+        made.W_enc_rows[latent, list(read), dim] = 1 / len(read)
+        made.W_dec[latent, list(read), dim] = 1
+        made.W_dec[latent, list(read), CONCEPTS + PLANTED :] = 0.1 * torch.randn(2, generator=generator)
+        made.b_enc[latent] = 0
+
+    for concept in range(CONCEPTS):
+        if arm.startswith("disjoint"):
+            add(concept, (BASE,))
+            add(concept, (TUNED,))
+        else:
+            add(concept, (BASE, TUNED))
+    for place in range(PLANTED if arm == "target" else 0):
+        add(CONCEPTS + place, (TUNED,))
+    return made

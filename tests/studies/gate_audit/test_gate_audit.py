@@ -4,40 +4,25 @@ import json
 
 import pytest
 
-from tests.studies.readout import DROP, answers_to, prompts, readout_pair, readout_store
+from tests.studies.readout import DROP, answers_to, prompts, readout_pair, readout_store, written_down
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import MSE, AuxK
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK
 from tl_crosscoder.studies.gate_audit import AuditResult, ExactMatch, Gate, Unchanged, gate_audit
+from tl_crosscoder.studies.gate_audit.arms import arm
+from tl_crosscoder.studies.gate_audit.gates import measured
 from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.train import train
 
 ASKED = prompts(64, planted=True)
 OTHERS = Unchanged("others", prompts(48, planted=False))
-learned: dict = {}
 
 
-def learn(store, seed):
-    made = Crosscoder(
-        store.d_in, 24, BatchTopK(3), normalizer=Normalizer.fit(store), init=Init(norm=0.5, seed=seed)
-    )
-    config = TrainConfig(steps=250, lr=1e-2, progress=False)
-    train(made, store.shuffled(256, seed), [MSE(), AuxK(dead_after_tokens=3000)], config)
-    return made
-
-
-def once(case):
-    """Each arm of each case is trained once; identity and disjoint know the base model alone, which both cases share."""
-
-    def kept(name, store, seed):
-        key = (name, seed, case if name.startswith(("target", "noise")) else "")
-        learned[key] = learned[key] if key in learned else learn(store, seed)
-        return learned[key]
-
-    return kept
+def learn(name, _store, seed):
+    return written_down(name, seed)
 
 
 def audited(case, **options):
@@ -51,9 +36,9 @@ def audited(case, **options):
         "drop": DROP,
         "max_new_tokens": 1,
     }
-    settings |= {"n_matched": 20, "n_turned": 2, "n_null": 39, "progress": False, "pair": pair} | options
+    settings |= {"n_matched": 20, "n_turned": 2, "n_null": 59, "progress": False, "pair": pair} | options
     store = readout_store(pair)
-    return gate_audit(store, once(case), **settings)
+    return gate_audit(store, learn, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +51,8 @@ def drift():
     return audited("drift")
 
 
-def counts(result, arm):
-    rows = result.table[(result.table["arm"] == arm) & (result.table["threshold"] == 5 / 6)]
+def counts(result, name):
+    rows = result.table[(result.table["arm"] == name) & (result.table["threshold"] == 5 / 6)]
     return [int(n) for n in rows["counts"].item().split()]
 
 
@@ -88,16 +73,29 @@ def test_a_drift_that_nothing_reads_is_stable_and_not_causal(drift):
 def test_the_gate_finds_the_planted_directions_and_nothing_where_there_is_nothing(causal):
     assert counts(causal, "target") == [3, 3]
     assert counts(causal, "identity") == counts(causal, "noise") == [0, 0]
-    assert (
-        min(counts(causal, "disjoint")) > 3
-    )  # two sides that merely differ: latents of the tuned side alone
+    assert counts(causal, "disjoint") == [
+        11,
+        11,
+    ]  # two sides that merely differ: each concept has a latent of tuned's own
+
+
+def test_trained_crosscoders_find_nothing_in_identical_sides_and_much_in_disjoint_ones():
+    store, gate = readout_store(readout_pair(heard=True)), Gate(least=50)
+    passing = {}
+    for name in ("identity", "disjoint"):
+        there = arm(store, name)
+        made = Crosscoder(16, 24, BatchTopK(3), normalizer=Normalizer.fit(there), init=Init(norm=0.5))
+        config = TrainConfig(steps=250, lr=1e-2, progress=False)
+        train(made, there.shuffled(256), [MSE(), AuxK(dead_after_tokens=3000)], config)
+        passing[name] = len(gate.passing(measured(made, there, gate)))
+    assert passing["identity"] == 0 and passing["disjoint"] >= 4
 
 
 def test_both_seeds_find_the_same_directions_and_chance_does_not(causal):
     row = causal.stability.set_index("latents").loc["non-lexical"]
     assert row["matched"] == row["size"] == 3 and row["share"] == row["upper_bound"] == 1
     assert row["p_rotation"] <= 0.05 and row["p_random"] <= 0.05 and row["rotation"] < 0.1
-    assert row["correlation"] > 0.9 and row["correlation_elsewhere"] > 0.8
+    assert row["correlation"] == pytest.approx(1) and row["correlation_elsewhere"] == pytest.approx(1)
     assert not causal.latents["lexical"].any()
 
 
@@ -108,7 +106,7 @@ def test_without_a_task_the_verdict_says_what_was_not_asked():
 
 
 def test_where_nothing_passes_it_says_where_something_would():
-    result = audited("causal", gate=Gate(threshold=0.9999, least=50))
+    result = audited("causal", gate=Gate(threshold=1.0, least=50))
     assert result.word == "UNDERPOWERED" and "nothing to ask about" in result.verdict[0]
     assert "latents a crosscoder would pass" in result.verdict[-1]
 
@@ -121,8 +119,12 @@ def test_the_result_is_read_back_with_its_panel(causal):
 
 def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch, causal):
     audited("causal", parts=tmp_path)
+
+    def never(*_, **__):
+        raise AssertionError("measured again")
+
     for name in ("measured", "outcomes"):
-        monkeypatch.setattr(f"tl_crosscoder.studies.gate_audit.audit.{name}", None)
+        monkeypatch.setattr(f"tl_crosscoder.studies.gate_audit.audit.{name}", never)
     again = audited("causal", parts=tmp_path)
     assert again.word == "PASS" and again.table.equals(causal.table)
 

@@ -61,6 +61,6 @@ def test_the_word_follows_from_the_evidence(word, reason, evidence):
 
 def test_the_bounds_can_be_moved():
     evidence = Evidence(**(NEEDED | {"noise": 10}))
-    assert decide(evidence, noise_factor=2)[0] == "PASS"
+    assert decide(evidence, noise_factor=2.0)[0] == "PASS"
     close = Evidence(**(REAL | ASKED | {"effect": 0.01, "low": -0.1, "high": 0.1}))
     assert decide(close, detectable=0.1)[0] == "UNDERPOWERED"
