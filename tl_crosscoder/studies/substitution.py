@@ -198,7 +198,7 @@ def _measure(
     return pd.concat(found, ignore_index=True)
 
 
-def _sums(reading: Reading, patched: Tensor) -> dict[str, dict[str, list[float]]]:
+def _sums(reading: Reading, patched: Tensor) -> dict[str, dict[str, list[Any]]]:
     """For each set of tokens, the sum of every score over each sequence, and ``n`` predictions."""
     every = reading.counted["all"]
     true = reading.batch.ids.roll(-1, 1)[every]
