@@ -16,37 +16,35 @@ def detection_bars(groups: pd.DataFrame, bins: pd.DataFrame) -> Drawing:
 
     Columns of ``groups``: group, against, mean, low, high; of ``bins``: group, bin, against, accuracy.  The line at .5 is a coin.
     """
-    if groups.empty or groups["mean"].isna().all():
+    if groups.empty or not np.isfinite(groups["mean"].to_numpy(float)).any():
         raise NotDrawn("no latent was scored")
     names, kinds = list(dict.fromkeys(groups["group"])), list(dict.fromkeys(groups["against"]))
-    random = bins[bins["against"] == "random"]
+    shares = list(dict.fromkeys(bins["bin"]))
+    found = {(row["group"], row["against"]): row for row in groups.to_dict("records")}
+    random = [
+        row
+        for row in bins.to_dict("records")
+        if row["against"] == "random" and row["accuracy"] == row["accuracy"]
+    ]
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         for k, kind in enumerate(kinds):
-            rows = groups[groups["against"] == kind].set_index("group").reindex(names)
-            x = np.arange(len(names)) + (k - (len(kinds) - 1) / 2) * 0.26
-            left.bar(
-                x,
-                rows["mean"].to_numpy(float),
-                width=0.24,
-                color=COLOURS.get(kind, INK),
-                linewidth=0,
-                label=kind,
+            mean, low, high = (
+                np.array([found[name, kind][part] for name in names], float)
+                for part in ("mean", "low", "high")
             )
-            left.vlines(x, rows["low"].to_numpy(float), rows["high"].to_numpy(float), color=DARK, linewidth=1)
+            x = np.arange(len(names)) + (k - (len(kinds) - 1) / 2) * 0.26
+            left.bar(x, mean, width=0.24, color=COLOURS.get(kind, INK), linewidth=0, label=kind)
+            left.vlines(x, low, high, color=DARK, linewidth=1)
         left.set_xticks(range(len(names)), [visible(name) for name in names])
         for shade, name in zip([ORANGE, INK, SOFT, FAINT] * len(names), names, strict=False):
-            mean = random[random["group"] == name].groupby("bin", sort=False)["accuracy"].mean()
-            right.plot(
-                range(len(mean)),
-                mean.to_numpy(float),
-                color=shade,
-                marker="o",
-                markersize=3,
-                label=visible(name),
-            )
-            right.set_xticks(range(len(mean)), list(mean.index))
+            mine = [
+                [r["accuracy"] for r in random if (r["group"], r["bin"]) == (name, share)] for share in shares
+            ]
+            mean = [sum(values) / len(values) if values else np.nan for values in mine]
+            right.plot(range(len(shares)), mean, color=shade, marker="o", markersize=3, label=visible(name))
+        right.set_xticks(range(len(shares)), shares)
         for axes in (left, right):
             axes.axhline(0.5, color=SOFT, linewidth=0.6)
             axes.set_ylim(0, 1.02)

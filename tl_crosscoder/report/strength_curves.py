@@ -42,10 +42,10 @@ def strength_curves(table: pd.DataFrame) -> Drawing:
     def draw(figure: Any) -> None:
         grid = figure.subplots(2, len(columns), sharex=True, sharey="row", squeeze=False)
         for column, (behaviour, prompts) in enumerate(columns):
-            here = table[(table["behaviour"] == behaviour) & (table["prompts"] == prompts)]
+            here = _where(table, behaviour=behaviour, prompts=prompts)
             top, bottom = grid[:, column]
             for side, colour in COLOURS.items():
-                mine = here[here["side"] == side]
+                mine = _where(here, side=side)
                 for kind, dashes in CONTROLS.items():
                     for axes, value in ((top, "share"), (bottom, "perplexity")):
                         _line(
@@ -86,8 +86,14 @@ def strength_curves(table: pd.DataFrame) -> Drawing:
     return Drawing(draw, (max(3.5, 1.9 * len(columns) + 0.6), 4.0))
 
 
+def _where(table: pd.DataFrame, **equal: str) -> pd.DataFrame:
+    chosen = np.all([(table[name] == value).to_numpy(bool) for name, value in equal.items()], axis=0)
+    return table.iloc[np.flatnonzero(chosen)]
+
+
 def _line(axes: Any, rows: pd.DataFrame, target: str, kind: str, value: str, **style: Any) -> None:
     """Over strength, through the unsteered model at 0."""
-    plain = rows["target"] == "none"
-    chosen = rows[plain | ((rows["target"] == target) & (rows["kind"] == kind))].sort_values("strength")
+    targets, kinds = rows["target"].to_numpy(), rows["kind"].to_numpy()
+    chosen = rows.iloc[np.flatnonzero((targets == "none") | ((targets == target) & (kinds == kind)))]
+    chosen = chosen.sort_values(by="strength")
     axes.plot(np.asarray(chosen["strength"], float), np.asarray(chosen[value], float), **style)

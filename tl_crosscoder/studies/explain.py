@@ -66,7 +66,7 @@ class ExplainResult(StudyResult):
 
     def _sentence(self, group: str) -> str:
         said = {row["against"]: row for row in records(self.groups) if row["group"] == group}
-        latents = int((self.table["group"] == group).sum())
+        latents = list(self.table["group"]).count(group)
         if not said or said["random"]["mean"] is None:
             return f"{group}: none of {latents} latents fires in enough passages to be scored."
         parts = [
@@ -106,8 +106,8 @@ def explain(
     conversations are shown, the other half judged.  A latent that is in several groups counts in the first.  ``parts``: a folder in
     which each latent's description and verdicts are kept, so that the same call goes on after a kill.
     """
-    named = groups if isinstance(groups, Mapping) else {"latents": groups}
-    group_of = {int(j): name for name in reversed(named) for j in named[name]}
+    named = dict(groups) if isinstance(groups, Mapping) else {"latents": groups}
+    group_of = {int(j): name for name in reversed(list(named)) for j in named[name]}
     latents = [j for name in named for j in dict.fromkeys(map(int, named[name])) if group_of[j] == name]
     if not latents or not all(0 <= j < crosscoder.d_sae for j in latents):
         raise IndexError(f"explain wants latents of 0..{crosscoder.d_sae - 1}, at least one; got {latents}.")
