@@ -22,6 +22,13 @@ TOY = {
             'demo_corpus(pair, __import__("dataclasses").replace(RECIPES["tiny"], n_questions=20, n_ordinary=20, n_planted=20), 0)'
         ),
     },
+    "4_narrow_finetune": {
+        "STEPS, D_SAE, TOKENS, DRAWS = 780, 1024, 200_000, 5": "STEPS, D_SAE, TOKENS, DRAWS = 30, 128, 12_000, 2",
+        'demo_corpus(pair, RECIPES["tiny"], seed=0)': (
+            'demo_corpus(pair, __import__("dataclasses").replace(RECIPES["tiny"], n_questions=20, n_ordinary=20, n_planted=20), 0)'
+        ),
+        "take(20_000, seed=0)": "take(2_000, seed=0)",
+    },
 }
 NAMES = sorted(path.stem for path in ROOT.glob("[0-9]_*.py"))
 
