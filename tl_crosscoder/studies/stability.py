@@ -187,7 +187,7 @@ def _pairs(whole: Matching, living: list[Tensor], labels: list[list[str]], acts)
     table = pd.DataFrame({"a": a, "b": b, "cosine": whole.similarity.double().numpy()})
     table["class_a"], table["class_b"] = [labels[0][j] for j in a], [labels[1][i] for i in b]
     if acts is not None:
-        table["correlation"] = list(_correlations(*acts, a, b))
+        table["correlation"] = list(_correlations(acts[0], acts[1], a, b))
     return table.sort_values("cosine", ascending=False, kind="stable", ignore_index=True)
 
 
