@@ -12,22 +12,31 @@ import pytest
 import tl_crosscoder
 
 ROOT = Path(tl_crosscoder.__file__).parent.parent / "tutorials"
+FEW_QUESTIONS = {
+    'demo_corpus(pair, RECIPES["tiny"], seed=0)': (
+        'demo_corpus(pair, __import__("dataclasses").replace(RECIPES["tiny"], n_questions=20, n_ordinary=20, n_planted=20), 0)'
+    ),
+}
 TOY = {
     "1_known_difference": {
         "STEPS, BATCH, TOKENS = 400, 512, 20_000": "STEPS, BATCH, TOKENS = 40, 128, 4_000"
     },
     "2_base_vs_tuned": {
         "STEPS, D_SAE, TOKENS, DRAWS = 780, 1024, 200_000, 10": "STEPS, D_SAE, TOKENS, DRAWS = 30, 128, 12_000, 2",
-        'demo_corpus(pair, RECIPES["tiny"], seed=0)': (
-            'demo_corpus(pair, __import__("dataclasses").replace(RECIPES["tiny"], n_questions=20, n_ordinary=20, n_planted=20), 0)'
-        ),
+        **FEW_QUESTIONS,
     },
     "4_narrow_finetune": {
         "STEPS, D_SAE, TOKENS, DRAWS = 780, 1024, 200_000, 5": "STEPS, D_SAE, TOKENS, DRAWS = 30, 128, 12_000, 2",
-        'demo_corpus(pair, RECIPES["tiny"], seed=0)': (
-            'demo_corpus(pair, __import__("dataclasses").replace(RECIPES["tiny"], n_questions=20, n_ordinary=20, n_planted=20), 0)'
-        ),
+        **FEW_QUESTIONS,
         "take(20_000, seed=0)": "take(2_000, seed=0)",
+    },
+    "5_read_a_published_crosscoder": {
+        "STEPS, D_SAE, TOKENS = 400, 512, 60_000": "STEPS, D_SAE, TOKENS = 120, 128, 12_000",
+        **FEW_QUESTIONS,
+    },
+    "6_add_crosscoder_hooks_to_your_workflow": {
+        "STEPS, D_SAE, TOKENS = 780, 1024, 120_000": "STEPS, D_SAE, TOKENS = 30, 128, 12_000",
+        **FEW_QUESTIONS,
     },
 }
 NAMES = sorted(path.stem for path in ROOT.glob("[0-9]_*.py"))
