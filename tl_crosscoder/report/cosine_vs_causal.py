@@ -24,7 +24,8 @@ def cosine_vs_causal(table: pd.DataFrame, alike: float, different: float) -> Dra
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.axhspan(-1, different, (alike + 1) / 2, 1, color=INK, alpha=0.08, linewidth=0)
+        left = min(0.0, float(rows["cosine"].to_numpy(float).min())) - 0.05
+        axes.fill_between([alike, 1], -1, different, color=INK, alpha=0.08, linewidth=0)
         for name, here in rows.groupby("class"):
             colour = CLASS_COLOURS.get(class_key(name), DARK)
             axes.vlines(
@@ -34,8 +35,8 @@ def cosine_vs_causal(table: pd.DataFrame, alike: float, different: float) -> Dra
             axes.scatter(here["cosine"], here["ce"], label=f"{visible(str(name))}: {len(here)}", **dots)
         if np.isfinite(null):
             axes.axhline(null, color=INK, linewidth=0.8, linestyle=":")
-            axes.text(-0.98, null, "median of mismatched latents", va="bottom", fontsize=7.5)
-        axes.set_xlim(-1.02, 1.02)
+            axes.text(left + 0.02, null, "median of mismatched latents", va="bottom", fontsize=7.5)
+        axes.set_xlim(left, 1.02)
         axes.set_ylim(min(-0.1, rows["ce_low"].min()), 1.03)
         axes.set_xlabel("cosine of the two decoder directions")
         axes.set_ylabel("causal equivalence")

@@ -79,7 +79,8 @@ class Subject:
         drop: Drop,
         n: int,
     ):
-        self.pair, self.part, self.drop, self.n = pair, part, drop, n
+        self.part: Part = part
+        self.pair, self.drop, self.n = pair, drop, n
         asked = Corpus.prompts(list(prompts), pair.tokenizer)
         self.batch = asked.batch(range(len(asked)), pad="left")
         self.mask = kept_tokens(self.batch, pair.capture(self.batch), drop)
@@ -176,7 +177,7 @@ def effects(rows: pd.DataFrame, margin: float, *, n_resamples: int = 10_000, see
     smallest effect that so many prompts find four times in five.  McNemar compares with the majority of the matched sets.
     ``off_effect`` and ``on_minus_off``: the effect on the other prompts, and how much larger it is on the task.
     """
-    task = rows[rows["on_task"]]
+    task = rows.query("on_task")
     right = {kind: _grid(task, kind, "correct") for kind in (NONE, GATED, MATCHED, TURNED)}
     none, gated, matched = right[NONE][0] > 0, right[GATED][0] > 0, right[MATCHED]
     gap = matched.mean(0) - right[GATED][0]
@@ -204,7 +205,7 @@ def effects(rows: pd.DataFrame, margin: float, *, n_resamples: int = 10_000, see
         "log_prob_gated": float(sizes["log_prob"][0].mean()), "log_prob_matched": float(sizes["log_prob"][1].mean()),
         "kl_gated": float(sizes["kl"][0].mean()), "kl_matched": float(sizes["kl"][1].mean()),
     }  # fmt: skip
-    off = rows[~rows["on_task"]]
+    off = rows.query("not on_task")
     if len(off):
         other = _grid(off, MATCHED, "correct").mean(0) - _grid(off, GATED, "correct")[0]
         low, high = gap_interval(gap, other, n_resamples=n_resamples, seed=seed)

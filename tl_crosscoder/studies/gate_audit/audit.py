@@ -85,13 +85,14 @@ class AuditResult(StudyResult):
 
     def _lower(self) -> list[str]:
         """Where nothing passes: at which threshold something would."""
-        mine = self.table[self.table["arm"] == "target"].sort_values("threshold")
-        here = mine[np.isclose(mine["threshold"], self.settings["gate"]["threshold"])]
-        some = mine[mine["mean"] > 0]
-        if not len(here) or here["mean"].iloc[0] > 0 or not len(some):
+        mine = self.table.query("arm == 'target'").sort_values(["threshold"])
+        thresholds, means = mine["threshold"].to_numpy(float), mine["mean"].to_numpy(float)
+        here = np.isclose(thresholds, self.settings["gate"]["threshold"])
+        some = np.flatnonzero(means > 0)
+        if not here.any() or means[here][0] > 0 or not len(some):
             return []
-        last = some.iloc[-1]
-        return [f"Above {last['threshold']:.3g}, {last['mean']:.3g} latents a crosscoder would pass."]
+        last = some[-1]
+        return [f"Above {thresholds[last]:.3g}, {means[last]:.3g} latents a crosscoder would pass."]
 
     def plot(self) -> Drawing:
         """The counts of each arm over the threshold."""
@@ -217,7 +218,7 @@ def _evidence(
     gate: Gate, tables: dict[str, list[pd.DataFrame]], stability: pd.DataFrame, ablation: dict[str, Any]
 ) -> Evidence:
     counts = {name: sum(len(gate.passing(t)) for t in arm) for name, arm in tables.items()}
-    [again] = records(stability[stability["latents"] == "non-lexical"])
+    [again] = records(stability.query("latents == 'non-lexical'"))
     nulls = [again[name] for name in ("p_rotation", "p_random")]
     nan = float("nan")
     names = ("effect", "low", "high", "rank_p", "equivalence_p", "harmless_p", "mde", "on_minus_off_low")

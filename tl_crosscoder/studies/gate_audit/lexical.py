@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -86,5 +87,5 @@ def _words(rows: pd.DataFrame) -> Words:
     return Words(ids[order].tolist(), share[order].tolist(), float(-(share * np.log2(share)).sum()))
 
 
-def _by_latent(rows: pd.DataFrame):
+def _by_latent(rows: pd.DataFrame) -> Any:
     return rows.groupby("latent")

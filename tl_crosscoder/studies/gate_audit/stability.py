@@ -71,11 +71,10 @@ def stability_table(
             nulls["rotation"] += _counts(
                 rotation_null(a.rows(ids_a), b.rows(ids_b), n_draws=n_draws, seed=seed)
             )
-            live = [torch.tensor(s.alive) for s in (a, b)]
-            drawn = random_null(
-                a.rows(range(a.crosscoder.d_sae)), b.rows(range(b.crosscoder.d_sae)), *live,
-                (len(ids_a), len(ids_b)), n_draws=n_draws, seed=seed,
-            )  # fmt: skip
+            live_a, live_b = (torch.tensor(s.alive) for s in (a, b))
+            every_a, every_b = (s.rows(range(s.crosscoder.d_sae)) for s in (a, b))
+            sizes = (len(ids_a), len(ids_b))
+            drawn = random_null(every_a, every_b, live_a, live_b, sizes, n_draws=n_draws, seed=seed)
             nulls["random"] += _counts(drawn)
             correlations += activation_correlations(a, b, pairs, held_out) if pairs else []
         share = kept[0] / kept[1] if kept[1] else np.nan
