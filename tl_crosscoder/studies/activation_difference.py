@@ -79,7 +79,7 @@ class ActivationDifferenceResult(StudyResult):
     @property
     def verdict(self) -> list[str]:
         """How constant the change is and what it reads as; a sentence for each behaviour on what steering did."""
-        whole = self.table.set_index("position").loc["all"]
+        whole: Any = self.table.set_index("position").loc["all"]
         if not whole["norm"] > 0:
             return [
                 "the two models have the same mean activations on these tokens: there is nothing to read or to steer with."
@@ -92,15 +92,10 @@ class ActivationDifferenceResult(StudyResult):
         return said + [self._sentence(name) for name in names]
 
     def _sentence(self, behaviour: str) -> str:
-        mine = self.steered[self.steered["behaviour"] == behaviour]
         parts = []
         for how, (_, _, goal, words) in WAYS.items():
-            rows = mine[mine["how"] == how]
-            plain = rows.loc[rows["strength"] == 0, goal].iloc[0]
-            own, drawn = (
-                rows[(rows["strength"] > 0) & (rows["direction"] == d)].set_index("strength")[goal]
-                for d in (DIFFERENCE, RANDOM)
-            )
+            plain, own = _curve(self.steered, behaviour, how, DIFFERENCE, goal)
+            _, drawn = _curve(self.steered, behaviour, how, RANDOM, goal)
             itself = own[self._itself()]
             where = f" at {own.idxmax():.3g} of an activation's norm" if own.max() > plain else ""
             parts.append(
@@ -240,60 +235,51 @@ def _steer(
     surprise = frame[["nll_base", "nll_tuned"]].min(axis=1) / frame["n_tokens"]
     frame["coherent"] = surprise <= surprise[frame["strength"] == 0].max() + 1e-6
     frame["perplexity"] = np.exp(surprise)
-    return frame[
-        ["behaviour", "how", "direction", "strength", "prompt", "answer", "shown", "coherent", "perplexity"]
-    ]
+    return frame.drop(columns=["nll_base", "nll_tuned", "nll_text", "n_tokens"])
 
 
 def _rates(answers: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    keys = ["behaviour", "how", "direction", "strength"]
-    for key, group in answers.groupby(keys, sort=False):
+    keys, rows = ["behaviour", "how", "direction", "strength"], []
+    groups: Any = answers.groupby(keys, sort=False)
+    for key, group in groups:
         rate, low, high = wilson(int(group["shown"].sum()), len(group))
         shown, coherent = group["shown"], group["coherent"]
-        both = {"rate_coherent": (shown & coherent).mean(), "gone": (~shown & coherent).mean()}
-        rows.append(
-            dict(zip(keys, key, strict=True))
-            | {"rate": rate, "low": low, "high": high}
-            | both
-            | {"n": len(group)}
-        )
+        row = {"rate": rate, "low": low, "high": high, "n": len(group)}
+        row |= {"rate_coherent": (shown & coherent).mean(), "gone": (~shown & coherent).mean()}
+        rows.append(dict(zip(keys, key, strict=True)) | row)
     return pd.DataFrame(rows).sort_values(keys, kind="stable", ignore_index=True)
+
+
+def _curve(
+    steered: pd.DataFrame, behaviour: str, how: str, direction: str, column: str
+) -> tuple[float, pd.Series]:
+    """Without steering, and by strength."""
+    rows: Any = steered[(steered["behaviour"] == behaviour) & (steered["how"] == how)]
+    plain = rows.loc[rows["strength"] == 0, column].iloc[0]
+    own = rows[(rows["strength"] > 0) & (rows["direction"] == direction)]
+    return float(plain), own.set_index("strength")[column].sort_index()
 
 
 def _drawing(table: pd.DataFrame, steered: pd.DataFrame) -> Drawing:
     names = list(steered["behaviour"].unique()) if len(steered) else []
+    here: Any = table[table["position"] != "all"]
+    colours = {ADDED: BLUE, SUBTRACTED: ORANGE}
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, 1 + len(names), squeeze=False)[0]
-        here = table[table["position"] != "all"]
         panels[0].bar(here["position"], here["relative_norm"], color=ORANGE, width=0.6)
         panels[0].set(title="mean difference, of an activation's norm", xlabel="position in the document")
         for axes, name in zip(panels[1:], names, strict=True):
-            for (how, direction), rows in steered[steered["behaviour"] == name].groupby(
-                ["how", "direction"], sort=False
-            ):
-                rows = rows[rows["strength"] > 0].sort_values("strength")
-                start = steered.query("behaviour == @name and how == @how and strength == 0")[
-                    "rate_coherent"
-                ].iloc[0]
-                colour = SOFT if direction == RANDOM else (BLUE if how == ADDED else ORANGE)
-                label = how if direction == DIFFERENCE else None
-                x, y = [0, *rows["strength"]], [start, *rows["rate_coherent"]]
-                axes.plot(
-                    x,
-                    y,
-                    color=colour,
-                    label=label,
-                    ls="-" if direction == DIFFERENCE else ":",
-                    marker="o",
-                    ms=3,
-                )
-            axes.set(
-                title=f"{name}: shown, coherently",
-                xlabel="norm of what is added or taken, of an activation's",
-                ylim=(-0.04, 1.04),
-            )
+            for how, colour in colours.items():
+                for direction, style in (
+                    (RANDOM, {"color": SOFT, "ls": ":"}),
+                    (DIFFERENCE, {"color": colour}),
+                ):
+                    plain, rates = _curve(steered, name, how, direction, "rate_coherent")
+                    label = how if direction == DIFFERENCE else None
+                    axes.plot([0, *rates.index], [plain, *rates], label=label, marker="o", ms=3, **style)
+            axes.set(title=f"{name}: shown, coherently", ylim=(-0.04, 1.04))
+            axes.set_xlabel("norm added or taken, of an activation's")
             axes.legend(fontsize=7)
 
     return Drawing(draw, (2.9 * (1 + len(names)), 2.4))
