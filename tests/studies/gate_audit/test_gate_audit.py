@@ -79,6 +79,7 @@ def test_the_gate_finds_the_planted_directions_and_nothing_where_there_is_nothin
     ]  # two sides that merely differ: each concept has a latent of tuned's own
 
 
+@pytest.mark.slow
 def test_trained_crosscoders_find_nothing_in_identical_sides_and_much_in_disjoint_ones():
     store, gate = readout_store(readout_pair(heard=True)), Gate(least=50)
     passing = {}
