@@ -33,6 +33,9 @@ def audit_command(
     seeds: Annotated[int, typer.Option(help="Crosscoders an arm.")] = 3,
     part: Annotated[str, typer.Option(help="What is taken out: whole, or difference.")] = "whole",
     noise: Annotated[str, typer.Option(help="Of the noise arm: scale, or covariance.")] = "scale",
+    lexical: Annotated[
+        bool, typer.Option("--lexical", help="Let latents about single words count as found again too.")
+    ] = False,
     steps: Annotated[int | None, typer.Option(help="Training steps, if not the run's.")] = None,
     max_new_tokens: NewTokens = 16,
     device: Device = "cpu",
@@ -64,7 +67,9 @@ def audit_command(
     result = gate_audit(
         report.store, kept_learning(opened.parts / "audit", config, device=device, progress=not quiet),
         gate=chosen, seeds=range(seeds), pair=opened.pair, task=asked,
-        off_task=Unchanged("other prompts", tuple(other)) if other else None, part=part, noise=noise,  # type: ignore[arg-type]
-        held_out=config.held_out, max_new_tokens=max_new_tokens, parts=opened.parts, progress=not quiet, say=say(quiet),
+        off_task=Unchanged("other prompts", tuple(other)) if other else None,
+        part=part, noise=noise,  # type: ignore[arg-type]
+        with_lexical=lexical, held_out=config.held_out, max_new_tokens=max_new_tokens, parts=opened.parts,
+        progress=not quiet, say=say(quiet),
     )  # fmt: skip
     keep(report, result, as_json, "audit" if gate == "specificity" else f"audit-{gate}")

@@ -21,8 +21,8 @@ NEEDED = REAL | ASKED | {"effect": 0.4, "low": 0.3, "high": 0.5, "rank_p": 1 / 2
         ("UNDERPOWERED", "nothing to ask about", NEEDED | {"target": 0}),
         ("DISTRIBUTION_DRIFT", "no more than 3 times", NEEDED | {"noise": 10}),
         ("DISTRIBUTION_DRIFT", "no more than by chance", NEEDED | {"p_null": 0.2}),
-        ("UNDERPOWERED", "only 2 pairs", NEEDED | {"n_pairs": 2}),
-        ("UNDERPOWERED", "only 0 pairs", NEEDED | {"n_pairs": 0, "p_null": math.nan}),
+        ("UNDERPOWERED", "2 pairs", NEEDED | {"n_pairs": 2}),
+        ("UNDERPOWERED", "0 pairs", NEEDED | {"n_pairs": 0, "p_null": math.nan}),
         ("UNDERPOWERED", "was not asked", REAL),
         (
             "UNDERPOWERED",

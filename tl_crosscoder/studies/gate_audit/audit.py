@@ -116,6 +116,7 @@ def gate_audit(
     margin: float = 0.05,
     detectable: float = 0.15,
     noise_factor: float = 3.0,
+    with_lexical: bool = False,
     held_out: float = 0.1,
     max_tokens: int | None = 1_000_000,
     drop: Drop | None = None,
@@ -131,8 +132,8 @@ def gate_audit(
     same tokens (at most ``max_tokens``), activations are compared across seeds on the others.  The task, which wants
     ``pair``, is done with the first seed's gated latents out of the tuned model: ``part`` "whole", or only the "difference"
     between the models, against ``n_matched`` sets of others and ``n_turned`` random directions.  An effect within ``margin``
-    is none; ``detectable`` and ``noise_factor`` as in ``decide``.  ``parts``: a folder where what was measured is kept
-    through a kill.
+    is none; ``detectable`` and ``noise_factor`` as in ``decide``.  ``with_lexical``: latents about single words count as found
+    again too, for behaviours that are a fixed sentence.  ``parts``: a folder where what was measured is kept through a kill.
 
     Source: the negative result on GRPO-LoRA features (ICML 2026 workshop on mechanistic interpretability), of whose protocol the
     abstract alone is public; its gate, thresholds and tests are replaced by stated ones.
@@ -190,7 +191,8 @@ def gate_audit(
         answers[["log_prob", "kl"]] = answers[["log_prob", "kl"]].astype(float)
         about = {"task": task.name, "part": part, "n_latents": len(first.gated), "outside_caliper": outside}
         ablation = about | effects(answers, margin, seed=seed)
-    evidence = _evidence(gate, tables, stability, ablation)
+    judged = "all" if with_lexical else "non-lexical"
+    evidence = _evidence(gate, tables, stability, ablation, judged)
     word, reasons = decide(evidence, noise_factor=noise_factor, detectable=detectable)
     if task is not None and not ablation:
         reasons.append("the task was not done")
@@ -215,10 +217,14 @@ def _as_numbers(kept: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _evidence(
-    gate: Gate, tables: dict[str, list[pd.DataFrame]], stability: pd.DataFrame, ablation: dict[str, Any]
+    gate: Gate,
+    tables: dict[str, list[pd.DataFrame]],
+    stability: pd.DataFrame,
+    ablation: dict[str, Any],
+    judged: str,
 ) -> Evidence:
     counts = {name: sum(len(gate.passing(t)) for t in arm) for name, arm in tables.items()}
-    [again] = records(stability.query("latents == 'non-lexical'"))
+    [again] = records(stability.query("latents == @judged"))
     nulls = [again[name] for name in ("p_rotation", "p_random")]
     nan = float("nan")
     names = ("effect", "low", "high", "rank_p", "equivalence_p", "harmless_p", "mde", "on_minus_off_low")
@@ -229,6 +235,7 @@ def _evidence(
         share=nan if again["share"] is None else again["share"],
         p_null=nan if None in nulls else max(nulls),
         n_pairs=int(again["size"]),
+        kind=judged,
         accuracy=ablation.get("accuracy_none", nan),
         **{name: ablation.get(name, nan) for name in names},
     )

@@ -23,7 +23,7 @@ ENOUGH_PAIRS = 3
 class Evidence:
     """What the verdict rests on; NaN: could not be measured.
 
-    Counts are of gated latents, pooled over seeds.  ``share, p_null``: of the non-lexical ones found again, and the larger
+    Counts are of gated latents, pooled over seeds.  ``share, p_null``: of those of a ``kind`` found again, and the larger
     p of the two nulls, over ``n_pairs`` that could have been.  ``effect`` and on: of the ablation, NaN without a task, with
     the interval ``low, high``; ``harmless_p``: of "they are needed at all"; ``accuracy``: the unedited model's.
     ``on_minus_off_low``: NaN without other prompts.
@@ -35,6 +35,7 @@ class Evidence:
     share: float = math.nan
     p_null: float = math.nan
     n_pairs: int = 0
+    kind: str = "non-lexical"
     accuracy: float = math.nan
     effect: float = math.nan
     low: float = math.nan
@@ -66,9 +67,9 @@ def decide(found: Evidence, *, noise_factor: float = 3.0, detectable: float = 0.
         return "DISTRIBUTION_DRIFT", [*said, f"{counts}: no more than {noise_factor:g} times as many"]
     said.append(counts)
     if found.n_pairs < ENOUGH_PAIRS or math.isnan(found.p_null):
-        few = f"only {found.n_pairs} pairs of non-lexical latents could have been found again by another seed"
+        few = f"{found.n_pairs} pairs of {found.kind} latents could have been found again by another seed: too few"
         return "UNDERPOWERED", [*said, few]
-    again = f"{found.share:.0%} of the non-lexical ones are found again by another seed (p {found.p_null:.2g} of chance)"
+    again = f"{found.share:.0%} of the latents ({found.kind}) are found again by another seed (p {found.p_null:.2g} of chance)"
     if found.p_null > ALPHA:
         return "DISTRIBUTION_DRIFT", [*said, f"{again}: no more than by chance"]
     return _causal(found, [*said, again], detectable)
