@@ -25,6 +25,11 @@ TOY = {
         "STEPS, D_SAE, TOKENS, DRAWS = 780, 1024, 200_000, 10": "STEPS, D_SAE, TOKENS, DRAWS = 30, 128, 12_000, 2",
         **FEW_QUESTIONS,
     },
+    "3_is_it_real": {
+        "STEPS, D_SAE, TOKENS, DRAWS = 500, 1024, 120_000, 10": "STEPS, D_SAE, TOKENS, DRAWS = 20, 64, 6_000, 2",
+        "task=tlc.BehaviourTask(TINY.behaviours)": "task=tlc.BehaviourTask(TINY.behaviours[:1])",
+        **FEW_QUESTIONS,
+    },
     "4_narrow_finetune": {
         "STEPS, D_SAE, TOKENS, DRAWS = 780, 1024, 200_000, 5": "STEPS, D_SAE, TOKENS, DRAWS = 30, 128, 12_000, 2",
         **FEW_QUESTIONS,

@@ -150,9 +150,13 @@ def latent_mask(crosscoder: Crosscoder, latents: Latents) -> Bool[Tensor, "*seq 
 
 def _raw_rows(crosscoder: Crosscoder, model: int) -> Float[Tensor, "d_sae d_in"]:
     """One model's decoder."""
+    _check_model(crosscoder, model)
+    return crosscoder.raw_rows().detach()[:, model]
+
+
+def _check_model(crosscoder: Crosscoder, model: int) -> None:
     if not 0 <= model < crosscoder.n_models:
         raise ValueError(f"model={model}: this crosscoder has models 0..{crosscoder.n_models - 1}.")
-    return crosscoder.raw_rows().detach()[:, model]
 
 
 def _other(model: int) -> int:
@@ -182,6 +186,7 @@ def _add_codes(
 
     ``rows_of`` makes each latent's row of the models' raw rows [latent model d_in].
     """
+    _check_model(crosscoder, model)
     few, chosen = _cut_down(crosscoder, latent_mask(crosscoder, latents))
     rows = rows_of(few.raw_rows().detach())
     other_model = _other(model)

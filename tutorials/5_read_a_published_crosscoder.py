@@ -28,7 +28,7 @@ cc = tlc.Crosscoder(
     store.d_in, D_SAE, tlc.BatchTopK(16), normalizer=tlc.Normalizer.fit(seen), init=tlc.Init(norm=0.5)
 )
 training = tlc.TrainConfig(steps=STEPS, lr=3e-3, decay_fraction=0.3, progress=False)
-tlc.train(cc, seen.shuffled(512, seed=0), [tlc.MSE(), tlc.AuxK(dead_after_tokens=20_000)], training)
+history = tlc.train(cc, seen.shuffled(512, seed=0), [tlc.MSE(), tlc.AuxK(dead_after_tokens=20_000)], training)
 
 # %% [markdown]
 # ## 1. What would be published

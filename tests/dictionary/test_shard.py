@@ -139,7 +139,7 @@ def test_the_gradient_of_a_sum_over_latents_is_that_of_each_part():
     def work(shard):
         part = parts[shard.latents.index].clone().requires_grad_()
         total = shard.sum(part)
-        total.square().sum().backward()
+        torch.autograd.backward(total.square().sum())
         return total.detach(), part.grad
 
     for total, grad in on_ranks(work, 3):

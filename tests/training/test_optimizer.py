@@ -8,7 +8,9 @@ from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import L1, MSE, AuxK, Progress
 from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.sparsity import BatchTopK, TopK
+from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.optimizer import Adam
+from tl_crosscoder.training.train import train
 
 D_IN, D_SAE, BATCH, STEPS = 6, 64, 32, 7
 LOSSES = [MSE(), AuxK(dead_after_tokens=100, k_aux=2), L1(0.01)]
@@ -125,3 +127,12 @@ def test_a_users_gradient_hooks_see_the_gradient_and_may_change_it():
     assert torch.equal(model.W_enc_rows, before)
     plain, _ = trained(crosscoder())
     assert not torch.equal(plain.W_enc_rows, before)
+
+
+def test_a_step_does_not_go_through_tensor_backward_which_nnsight_traces(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "backward", None)
+    crosscoder = Crosscoder(4, 8, BatchTopK(2))
+    before = crosscoder.W_dec.detach().clone()
+    x = torch.randn(32, 2, 4, generator=torch.Generator().manual_seed(0))
+    train(crosscoder, [x] * 2, [MSE()], TrainConfig(steps=2, progress=False))
+    assert not torch.equal(crosscoder.W_dec, before)

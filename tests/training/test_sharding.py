@@ -302,7 +302,7 @@ def test_the_command_line_trains_on_processes_what_it_trains_on_one(acts, tmp_pa
 
 def test_sizes_that_do_not_divide_are_refused_by_the_command_line(acts, tmp_path):
     command = [*arguments(acts, tmp_path / "crosscoder"), "--d-sae", "33"]
-    assert on_processes(commanded, 2, *command) == [cli.USAGE] * 2
+    assert on_processes(commanded, 2, *command) == [cli.app.USAGE] * 2
     assert not (tmp_path / "crosscoder").exists()
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from tl_crosscoder.models.chats import ASSISTANT, TEMPLATE, tokenise_chats
 
@@ -42,7 +42,7 @@ class TemplateSlots:
         """Slots after the assistant's words."""
         return len(self.names) - self.header - self.between
 
-    def slots(self, flags: Int[np.ndarray, " pos"]) -> Int[np.ndarray, " pos"]:
+    def slots(self, flags: Integer[np.ndarray, " pos"]) -> Int[np.ndarray, " pos"]:
         """The slot of each token of a sequence with these flag bits; -1 for what is not the template's."""
         slots = np.full(len(flags), -1)
         for start, stop, before, after in _runs(flags):

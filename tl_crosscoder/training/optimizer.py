@@ -55,7 +55,7 @@ class Adam:
             parameter.grad = None
         rows = {name: self.parameters[name] for name in self._rows if not _hooked(self.parameters[name])}
         with kept_apart(list(rows.values())) as apart:
-            total.backward()
+            torch.autograd.backward(total)  # not total.backward(): nnsight, once imported, traces that
         self._step(dict(zip(rows, apart, strict=True)), lr, clip, step)
 
     @torch.no_grad()

@@ -76,7 +76,10 @@ class LiveBackend(Backend, Protocol):
     def run_with_cache(
         self, batch: TokenBatch, wanted: Callable[[str], bool] | None
     ) -> tuple[Float[Tensor, "seq pos d_vocab"], dict[str, Tensor]]:
-        """Logits, and by TransformerLens' names the activations that are ``wanted`` (None: all); gradients are as the caller has them."""
+        """Logits, and by TransformerLens' names the activations that are ``wanted`` (None: all).
+
+        Gradients are as the caller has them.
+        """
         ...
 
 
