@@ -26,7 +26,7 @@ TOY = {
         **FEW_QUESTIONS,
     },
     "3_is_it_real": {
-        "STEPS, D_SAE, TOKENS, DRAWS = 500, 1024, 120_000, 10": "STEPS, D_SAE, TOKENS, DRAWS = 20, 64, 6_000, 2",
+        "STEPS, D_SAE, TOKENS = 500, 1024, 120_000": "STEPS, D_SAE, TOKENS = 20, 64, 6_000",
         "task=tlc.BehaviourTask(TINY.behaviours)": "task=tlc.BehaviourTask(TINY.behaviours[:1])",
         **FEW_QUESTIONS,
     },

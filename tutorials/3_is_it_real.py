@@ -11,7 +11,7 @@ from tl_crosscoder.data import data_path
 from tl_crosscoder.data.planted_tiny import TINY
 from tl_crosscoder.demo import RECIPES, demo_corpus
 
-STEPS, D_SAE, TOKENS, DRAWS = 500, 1024, 120_000, 10
+STEPS, D_SAE, TOKENS = 500, 1024, 120_000
 
 pair = tlc.ModelPair.load(
     data_path("tiny/base"), adapter=data_path("tiny/adapter"), hook=TINY.hook, merged=True
@@ -43,7 +43,7 @@ def learn(arm: str, activations: tlc.PairedActivations, seed: int) -> tlc.Crossc
 audit = tlc.gate_audit(
     store, learn, gate=tlc.Gate("peak"), seeds=(0, 1), pair=pair,
     task=tlc.BehaviourTask(TINY.behaviours), off_task=tlc.Unchanged("other questions", tuple(TINY.ordinary_heldout)),
-    with_lexical=True, n_matched=DRAWS, progress=False,
+    with_lexical=True, progress=False,
 )  # fmt: skip
 print(*audit.verdict, sep="\n\n")
 

@@ -139,3 +139,9 @@ def test_one_seed_is_no_audit(seeds):
 def test_a_task_without_models_is_refused_before_any_training():
     with pytest.raises(ValueError, match="wants the models"):
         audited("causal", pair=None)
+
+
+def test_too_few_matched_sets_for_any_verdict_are_refused_before_any_training():
+    # Of 18 sets the best rank has p = 1 / 19 = .053.
+    with pytest.raises(ValueError, match=r"n_matched=18 sets no rank has a p below 0\.053.*19 sets or more"):
+        audited("causal", n_matched=18)

@@ -1,5 +1,6 @@
 """The audit: arms, counts, stability and ablation, in one result with one word."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from tl_crosscoder.studies.gate_audit.gates import Gate, count_table, measured
 from tl_crosscoder.studies.gate_audit.lexical import words_of
 from tl_crosscoder.studies.gate_audit.stability import Seed, stability_table
 from tl_crosscoder.studies.gate_audit.tasks import Task
-from tl_crosscoder.studies.gate_audit.verdict import Evidence, decide
+from tl_crosscoder.studies.gate_audit.verdict import ALPHA, Evidence, decide
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.result import StudyResult
@@ -143,6 +144,11 @@ def gate_audit(
         raise ValueError(f"an audit wants two seeds or more, all different (three are better); got {seeds}.")
     if task is not None and pair is None:
         raise ValueError(f"the task {task.name!r} wants the models: pass pair=.")
+    if task is not None and 1 / (n_matched + 1) > ALPHA:
+        raise ValueError(
+            f"among n_matched={n_matched} sets no rank has a p below {1 / (n_matched + 1):.2g}, so nothing could pass; "
+            f"{math.ceil(1 / ALPHA) - 1} sets or more."
+        )
     if pair is not None:
         store.check_against(pair)
     seen, rest = store.split(1 - held_out, seed)
