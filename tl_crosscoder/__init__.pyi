@@ -67,14 +67,14 @@ from .studies.gate_audit.tasks import BehaviourTask as BehaviourTask
 from .studies.gate_audit.tasks import ExactMatch as ExactMatch
 from .studies.gate_audit.tasks import Unchanged as Unchanged
 from .studies.judge import Judge as Judge
-from .studies.mirror_pairs import mirror_pairs_study as mirror_pairs_study
+from .studies.mirror_pairs import mirror_pairs as mirror_pairs
 from .studies.openai_judge import OpenAIJudge as OpenAIJudge
 from .studies.scaling import latent_scaling_study as latent_scaling_study
 from .studies.stability import stability as stability
 from .studies.steering import steering as steering
 from .studies.substitution import substitution as substitution
 from .studies.synthetic_benchmark import synthetic_benchmark as synthetic_benchmark
-from .studies.template_tokens import template_study as template_study
+from .studies.template_tokens import template_tokens as template_tokens
 from .training.config import TrainConfig as TrainConfig
 from .training.recipe import Recipe as Recipe
 from .training.recipes import recipe as recipe

@@ -11,7 +11,7 @@ from tl_crosscoder.analysis.table import latent_table
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.sparsity import ReLU
 from tl_crosscoder.studies import StudyResult
-from tl_crosscoder.studies.mirror_pairs import MirrorResult, mirror_pairs_study
+from tl_crosscoder.studies.mirror_pairs import MirrorResult, mirror_pairs
 
 D_IN, SHARED = 24, 16
 
@@ -43,7 +43,7 @@ def twins(overlap: int, *, only: float = 0.0) -> tuple[Crosscoder, torch.Tensor]
 def asked(overlap: int, only: float = 0.0, **options) -> MirrorResult:
     crosscoder, x = twins(overlap, only=only)
     table = latent_table(crosscoder, [x])
-    return mirror_pairs_study(crosscoder, x.split(300), table, progress=False, **options)
+    return mirror_pairs(crosscoder, x.split(300), table, progress=False, **options)
 
 
 @pytest.mark.parametrize("overlap", [0, 40, 100])
@@ -80,7 +80,7 @@ def test_an_empty_class_is_a_result():
     crosscoder, x = twins(0)
     with torch.no_grad():
         crosscoder.W_dec[SHARED:] = 1.0
-    result = mirror_pairs_study(crosscoder, [x], latent_table(crosscoder, [x]), progress=False)
+    result = mirror_pairs(crosscoder, [x], latent_table(crosscoder, [x]), progress=False)
     assert result.table.empty and result.random.empty
     assert result.verdict.startswith(
         "Among 0 tuned-only and 0 base-only latents there can be no mirror pair."
@@ -93,7 +93,7 @@ def test_an_empty_class_is_a_result():
 def test_a_dead_latent_is_in_no_pair():
     crosscoder, x = twins(0)
     x[:, 0, SHARED] = 0
-    result = mirror_pairs_study(crosscoder, [x], latent_table(crosscoder, [x]), progress=False)
+    result = mirror_pairs(crosscoder, [x], latent_table(crosscoder, [x]), progress=False)
     assert result.counts["pairs"].tolist() == [0, 0]
 
 
@@ -116,4 +116,4 @@ def test_finished_parts_are_not_drawn_again(tmp_path, monkeypatch):
 def test_one_model_has_no_mirror():
     crosscoder = Crosscoder(4, 6, ReLU(), n_models=1)
     with pytest.raises(ValueError, match="one model"):
-        mirror_pairs_study(crosscoder, [torch.zeros(3, 1, 4)], pd.DataFrame(), progress=False)
+        mirror_pairs(crosscoder, [torch.zeros(3, 1, 4)], pd.DataFrame(), progress=False)

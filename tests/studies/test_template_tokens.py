@@ -13,7 +13,7 @@ from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.report import NotDrawn
 from tl_crosscoder.studies import StudyResult
-from tl_crosscoder.studies.template_tokens import template_study
+from tl_crosscoder.studies.template_tokens import template_tokens
 
 TOKENIZER = byte_tokenizer()
 
@@ -56,7 +56,7 @@ def chats():
 
 
 def study(acts, **options):
-    return template_study(reader(), acts, table(), **{"least": 10, "progress": False} | options)
+    return template_tokens(reader(), acts, table(), **{"least": 10, "progress": False} | options)
 
 
 def test_fractions_are_those_counted_by_hand(chats):
@@ -87,7 +87,7 @@ def test_the_called_latents_stand_beside_the_shared_ones_with_intervals(chats):
 
 
 def test_without_a_tuned_only_latent_the_highest_ranked_stand_in(chats):
-    result = template_study(reader(), chats, table(called=()), n_top=1, least=10, progress=False)
+    result = template_tokens(reader(), chats, table(called=()), n_top=1, least=10, progress=False)
     assert result.latents.loc[result.latents["called"], "latent"].tolist() == [0]
     assert "none is tuned-only" in result.verdict
 

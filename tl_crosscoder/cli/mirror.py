@@ -22,10 +22,10 @@ def mirror_command(
     quiet: Quiet = False,
 ) -> None:
     """Pairs of a tuned- and a base-leaning latent that write one direction, and on which tokens they fire."""
-    from tl_crosscoder.studies.mirror_pairs import mirror_pairs_study
+    from tl_crosscoder.studies.mirror_pairs import mirror_pairs
 
     report = open_report(run)
-    result = mirror_pairs_study(
+    result = mirror_pairs(
         report.crosscoder,
         report.held_out,
         report.table,

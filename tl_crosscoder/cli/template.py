@@ -19,10 +19,10 @@ def template_command(
     quiet: Quiet = False,
 ) -> None:
     """Where in the held-out chats the latents fire: on the template's tokens, slot by slot, or on what was said."""
-    from tl_crosscoder.studies.template_tokens import template_study
+    from tl_crosscoder.studies.template_tokens import template_tokens
 
     report = open_report(run)
-    result = template_study(
+    result = template_tokens(
         report.crosscoder,
         report.held_out,
         report.table,

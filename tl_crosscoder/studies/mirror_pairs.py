@@ -94,7 +94,7 @@ def _said(row: dict[str, Any], cosine: float) -> str:
     return f"{text}, in random sets as large {chance}."
 
 
-def mirror_pairs_study(
+def mirror_pairs(
     crosscoder: Crosscoder,
     batches: Iterable,
     table: pd.DataFrame,

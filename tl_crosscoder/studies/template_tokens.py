@@ -70,7 +70,7 @@ class TemplateResult(StudyResult):
         return template_figure(self.latents, self.slots)
 
 
-def template_study(
+def template_tokens(
     crosscoder: Crosscoder,
     store: PairedActivations,
     table: pd.DataFrame,
