@@ -57,7 +57,7 @@ def write(folder: Path, d_sae: int) -> int:
     from tl_crosscoder.hub.save import AXES
 
     rows = {
-        "W_enc": (2, 2304, d_sae),
+        "W_enc": (d_sae, 2, 2304),
         "b_enc": (d_sae,),
         "W_dec": (d_sae, 2, 2304),
         "b_dec": (2, 2304),
@@ -103,7 +103,7 @@ def write(folder: Path, d_sae: int) -> int:
     }
     crosscoder |= {"partition": asdict(Partition()), "init": asdict(Init()), "folded": False}
     config = {
-        "format_version": 2,
+        "format_version": 3,
         "library_version": "0",
         "axes": AXES,
         "models": ["base", "tuned"],

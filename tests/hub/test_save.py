@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
@@ -65,18 +66,16 @@ def test_a_loaded_crosscoder_outlives_its_file(tmp_path):
 
 
 def test_the_file_has_the_public_layout(tmp_path):
-    from safetensors.torch import load_file
-
     saved = crosscoder()
     tensors = load_file(save(saved, tmp_path / "c") / "model.safetensors")
     assert {name: tuple(t.shape) for name, t in tensors.items()} == {
-        "W_enc": (2, 5, 9), "b_enc": (9,), "W_dec": (9, 2, 5), "b_dec": (2, 5),
+        "W_enc": (9, 2, 5), "b_enc": (9,), "W_dec": (9, 2, 5), "b_dec": (2, 5),
         "mean": (2, 5), "scale": (2,), "sparsity.threshold": (),
     }  # fmt: skip
-    assert torch.equal(tensors["W_enc"], saved.W_enc)
+    assert torch.equal(tensors["W_enc"], saved.W_enc_rows)
     config = json.loads((tmp_path / "c" / "config.json").read_text())
-    assert config["format_version"] == 2
-    assert config["axes"]["W_enc"] == "model d_in d_sae"
+    assert config["format_version"] == 3
+    assert config["axes"]["W_enc"] == "d_sae model d_in"
     assert config["models"] == ["base", "tuned"]
 
 
@@ -151,8 +150,8 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
 def test_a_file_from_the_future_asks_for_an_upgrade(tmp_path):
     save(crosscoder(), tmp_path / "c")
     path = tmp_path / "c" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 3}))
-    with pytest.raises(CorruptFile, match=r"format_version 3 is newer than 2.*upgrade tl-crosscoder"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 4}))
+    with pytest.raises(CorruptFile, match=r"format_version 4 is newer than 3.*upgrade tl-crosscoder"):
         load(tmp_path / "c")
 
 
@@ -194,9 +193,29 @@ VERSION_1 = """{
 """
 
 
+def turned(folder: Path) -> Path:
+    """The folder with its encoder the other way round, as versions 1 and 2 have it."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["W_enc"] = tensors["W_enc"].permute(1, 2, 0).contiguous()
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_a_file_of_version_2_still_loads(tmp_path):
+    saved, x = crosscoder(), torch.randn(20, 2, 5)
+    path = turned(save(saved, tmp_path / "c")) / "config.json"
+    config = json.loads(path.read_text())
+    with pytest.raises(CorruptFile):  # the axes that the config tells are held to
+        load(tmp_path / "c")
+    config |= {"format_version": 2, "axes": config["axes"] | {"W_enc": "model d_in d_sae"}}
+    path.write_text(json.dumps(config))
+    loaded = load(tmp_path / "c")
+    assert torch.equal(loaded(x).recon, saved(x).recon) and loaded.config == saved.config
+
+
 def test_a_file_of_version_1_still_loads(tmp_path):
     saved, x = crosscoder(), torch.randn(20, 2, 5)
-    path = save(saved, tmp_path / "c") / "config.json"
+    path = turned(save(saved, tmp_path / "c")) / "config.json"
     path.write_text(VERSION_1)
     loaded = load(tmp_path / "c")
     assert torch.equal(loaded(x).recon, saved(x).recon)

@@ -23,9 +23,9 @@ from tl_crosscoder.hub.sae_lens.artifact import FOLDER, fill, refuse_other_files
 from tl_crosscoder.hub.sae_lens.thresholds import inexpressible, refuse_inexpressible
 from tl_crosscoder.hub.tensors import SafetensorsWeights, read
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 AXES = {
-    "W_enc": "model d_in d_sae",
+    "W_enc": "d_sae model d_in",  # as it is stored in memory, so that it is read straight to its place
     "b_enc": "d_sae",
     "W_dec": "d_sae model d_in",
     "b_dec": "model d_in",
@@ -34,6 +34,8 @@ AXES = {
     "units.mean": "model d_in",
     "units.scale": "model",
 }
+#: Versions 1 and 2 had the encoder the other way round.
+TURNED_AXES = AXES | {"W_enc": "model d_in d_sae"}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 OURS = {CONFIG, WEIGHTS, FOLDER, "README.md"}
 MAX_D_SAE = 1 << 26
@@ -89,7 +91,8 @@ def load(directory: str | Path, dtype: torch.dtype | None = None) -> Crosscoder:
     file that is truncated, altered or hostile, before anything of its size is allocated.
     """
     directory = Path(directory)
-    config = read_config(directory)["crosscoder"]
+    written = read_config(directory)
+    config, turned = written["crosscoder"], written["axes"] == TURNED_AXES
     try:
         _check_sizes(config)
         with torch.device("meta"):
@@ -97,12 +100,14 @@ def load(directory: str | Path, dtype: torch.dtype | None = None) -> Crosscoder:
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise CorruptFile(f"{directory / CONFIG}: {error}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in _named(crosscoder).items()}
+    if turned:
+        expected["W_enc"] = (crosscoder.n_models, crosscoder.d_in, crosscoder.d_sae)
     weights = SafetensorsWeights(directory / WEIGHTS, check_header(directory / WEIGHTS, expected))
     state = {_inside(name): read(weights, name, dtype) for name in expected if name != "W_enc"}
     if not all((state[name] > 0).all() for name in ("normalizer.scale", "units.scale") if name in state):
         raise CorruptFile(f"{directory / WEIGHTS}: a scale is not above 0")
     state["W_enc_rows"] = torch.empty_like(state["W_dec"])
-    weights.read_into("W_enc", state["W_enc_rows"].permute(1, 2, 0))
+    weights.read_into("W_enc", state["W_enc_rows"].permute(1, 2, 0) if turned else state["W_enc_rows"])
     crosscoder.load_state_dict(state, assign=True)
     return crosscoder.eval()
 
@@ -122,7 +127,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     if set(config) != known:
         raise CorruptFile(f"{path}: unknown or missing fields {sorted(set(config) ^ known)}")
     if (
-        config["axes"] != AXES
+        config["axes"] != (AXES if found >= 3 else TURNED_AXES)
         or not isinstance(config["crosscoder"], dict)
         or not isinstance(config["extra"], dict)
     ):
@@ -151,7 +156,7 @@ def _named(crosscoder: Crosscoder) -> dict[str, Tensor]:
     state = {
         _outside(name): tensor for name, tensor in crosscoder.state_dict().items() if name != "W_enc_rows"
     }
-    return {"W_enc": crosscoder.W_enc.detach(), **state}
+    return {"W_enc": crosscoder.W_enc_rows.detach(), **state}
 
 
 def _tensors(crosscoder: Crosscoder) -> dict[str, Tensor]:

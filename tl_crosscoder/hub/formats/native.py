@@ -23,7 +23,9 @@ class Native(Format):
 
     def describe(self, contents: Contents) -> Conventions:
         config, extra = contents.settings.get("crosscoder"), contents.settings.get("extra")
-        sizes = sizes_of(contents, "W_enc", "model d_in d_sae")
+        axes = contents.settings.get("axes")
+        turned = isinstance(axes, dict) and axes.get("W_enc") == "model d_in d_sae"  # versions 1 and 2
+        sizes = sizes_of(contents, "W_enc", "model d_in d_sae" if turned else "d_sae model d_in")
         if not isinstance(config, dict) or not isinstance(extra, dict):
             raise CorruptFile(f"{contents.folder}: config.json has no 'crosscoder' or no 'extra'")
         sparsity = config.get("sparsity")
