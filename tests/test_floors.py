@@ -12,10 +12,10 @@ import tl_crosscoder
 PACKAGE = Path(tl_crosscoder.__file__).parent
 FLOORS = {
     "types": 0, "errors": 0, "registry": 0, "files": 0, "data": 0,
-    "dictionary": 1, "models": 1, "report": 1,
+    "dictionary": 1, "models": 1, "figures": 1,
     "training": 2, "analysis": 2, "interventions": 2,
     "studies": 3,
-    "hub": 4,
+    "report": 4, "hub": 4,
     "diffing": 5, "demo": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tl_crosscoder.report import Example, Panel
+from tl_crosscoder.figures import Panel
+from tl_crosscoder.report import Example
 
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>",

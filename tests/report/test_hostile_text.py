@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from report_data import HOSTILE, bare, latent_table, page, pages_of, passage, rows_of
 
-from tl_crosscoder.report import Panel, write_report
+from tl_crosscoder.figures import Panel
+from tl_crosscoder.figures.text import visible
+from tl_crosscoder.report import write_report
 from tl_crosscoder.report.svg import inline
-from tl_crosscoder.report.text import visible
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from report_data import HOSTILE, Page, inputs, latent_table, passage
 
+from tl_crosscoder.figures.text import visible
 from tl_crosscoder.report import write_report
-from tl_crosscoder.report.text import visible
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]

@@ -7,7 +7,8 @@ import torch
 from report_data import bare, contents, inputs, latent_table, page, pages_of, passage, rows_of
 
 import tl_crosscoder as tlc
-from tl_crosscoder.report import Example, Panel, write_report
+from tl_crosscoder.figures import Panel
+from tl_crosscoder.report import Example, write_report
 
 
 def names_in(directory):

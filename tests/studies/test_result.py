@@ -7,7 +7,7 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 
-from tl_crosscoder.report import Drawing, NotDrawn
+from tl_crosscoder.figures import Drawing, NotDrawn
 from tl_crosscoder.studies import StudyResult
 from tl_crosscoder.studies.parts import Parts
 

@@ -7,7 +7,7 @@ import torch
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.sparsity import ReLU
-from tl_crosscoder.report import NotDrawn
+from tl_crosscoder.figures import NotDrawn
 from tl_crosscoder.studies import StudyResult
 from tl_crosscoder.studies.scaling import latent_scaling_study
 from tl_crosscoder.studies.scaling_ratios import _correlation, filtered, target_row

@@ -8,10 +8,10 @@ import torch
 from tests.models.fake_pair import ASSISTANT, USER, FakePair, byte_tokenizer
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.sparsity import ReLU
+from tl_crosscoder.figures import NotDrawn
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
-from tl_crosscoder.report import NotDrawn
 from tl_crosscoder.studies import StudyResult
 from tl_crosscoder.studies.template_tokens import template_tokens
 

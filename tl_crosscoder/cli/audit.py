@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,6 +10,9 @@ from tl_crosscoder.cli.app import app, stoppable
 from tl_crosscoder.cli.options import Adapter, Behaviours, Device, Dtype, Json, NewTokens, Quiet
 from tl_crosscoder.cli.output import say
 from tl_crosscoder.cli.runs import Run, RunBase, RunTuned, keep, open_run
+
+Part = Literal["whole", "difference"]
+Noise = Literal["scale", "covariance"]
 
 
 @app.command("audit")
@@ -31,8 +34,8 @@ def audit_command(
     threshold: Annotated[float, typer.Option(help="Of the gate; the gate's own if left out.")] = math.nan,
     least: Annotated[int, typer.Option(help="Tokens that a latent must fire on.")] = 100,
     seeds: Annotated[int, typer.Option(help="Crosscoders an arm.")] = 3,
-    part: Annotated[str, typer.Option(help="What is taken out: whole, or difference.")] = "whole",
-    noise: Annotated[str, typer.Option(help="Of the noise arm: scale, or covariance.")] = "scale",
+    part: Annotated[Part, typer.Option(help="What is taken out: whole, or difference.")] = "whole",
+    noise: Annotated[Noise, typer.Option(help="Of the noise arm: scale, or covariance.")] = "scale",
     lexical: Annotated[
         bool, typer.Option("--lexical", help="Let latents about single words count as found again too.")
     ] = False,
@@ -68,7 +71,7 @@ def audit_command(
         report.store, kept_learning(opened.parts / "audit", config, device=device, progress=not quiet),
         gate=chosen, seeds=range(seeds), pair=opened.pair, task=asked,
         off_task=Unchanged("other prompts", tuple(other)) if other else None,
-        part=part, noise=noise,  # type: ignore[arg-type]
+        part=part, noise=noise,
         with_lexical=lexical, held_out=config.held_out, max_new_tokens=max_new_tokens, parts=opened.parts,
         progress=not quiet, say=say(quiet),
     )  # fmt: skip

@@ -14,10 +14,11 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.diffing.config import DiffConfig
 from tl_crosscoder.diffing.examples import latent_examples
 from tl_crosscoder.diffing.folder import RunFolder, write_json
+from tl_crosscoder.figures import Panel
 from tl_crosscoder.files import sha256
 from tl_crosscoder.hub.save import WEIGHTS, load, read_config
 from tl_crosscoder.models.activations import PairedActivations
-from tl_crosscoder.report import Panel, write_report
+from tl_crosscoder.report import write_report
 from tl_crosscoder.studies import StudyResult
 from tl_crosscoder.studies.behaviour import BehaviourResult
 from tl_crosscoder.studies.substitution import SubstitutionResult

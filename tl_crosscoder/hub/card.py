@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.figures.text import visible
 from tl_crosscoder.hub import sections
 from tl_crosscoder.hub.markdown import plain
 from tl_crosscoder.hub.study import Study
-from tl_crosscoder.report.text import visible
 
 TAGS = ["tl-crosscoder", "crosscoder", "model-diffing", "sparse-autoencoder", "mechanistic-interpretability"]
 #: The Hub takes a list of base models for a merge unless told otherwise; a dictionary is an addition to both.

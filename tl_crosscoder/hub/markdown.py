@@ -2,8 +2,8 @@
 
 import re
 
+from tl_crosscoder.figures.text import number, visible
 from tl_crosscoder.hub.source import is_repo
-from tl_crosscoder.report.text import number, visible
 
 
 def plain(value: object) -> str:

@@ -8,9 +8,9 @@ import pandas as pd
 from tl_crosscoder import __version__
 from tl_crosscoder.analysis.table import tuned_specific
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.figures.text import number
 from tl_crosscoder.hub.markdown import code, link, plain, said, share
 from tl_crosscoder.hub.study import Study
-from tl_crosscoder.report.text import number
 
 Rows = list[tuple[str, ...]]
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from tl_crosscoder.report.columns import COLUMNS, column
+from tl_crosscoder.figures.columns import COLUMNS, column
+from tl_crosscoder.figures.panel import Panel, standard_panels
+from tl_crosscoder.figures.text import cell, visible
 from tl_crosscoder.report.example import Example
 from tl_crosscoder.report.pages import (
     answer_groups,
@@ -18,9 +20,7 @@ from tl_crosscoder.report.pages import (
     panel_section,
     strongest_tokens,
 )
-from tl_crosscoder.report.panel import Panel, standard_panels
 from tl_crosscoder.report.shards import write_table
-from tl_crosscoder.report.text import cell, visible
 
 FORMAT, MARKER = 1, "report.json"
 GALLERY = 24

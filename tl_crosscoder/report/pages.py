@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from tl_crosscoder.report.columns import COLUMNS, class_key, column
+from tl_crosscoder.figures.columns import COLUMNS, class_key, column
+from tl_crosscoder.figures.panel import Panel
+from tl_crosscoder.figures.text import MISSING, cell, is_missing, number, token_text
 from tl_crosscoder.report.example import Example
-from tl_crosscoder.report.panel import Panel
 from tl_crosscoder.report.shards import is_number, write_csv
 from tl_crosscoder.report.svg import inline
-from tl_crosscoder.report.text import MISSING, cell, is_missing, number, token_text
 
 READINGS = {
     "base-only": "Only the base model writes this latent.",

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from tl_crosscoder.report.columns import COLUMNS, LATENT, Column, class_key, column
-from tl_crosscoder.report.text import is_missing, visible
+from tl_crosscoder.figures.columns import COLUMNS, LATENT, Column, class_key, column
+from tl_crosscoder.figures.text import is_missing, visible
 
 ROWS_A_SHARD = 10_000
 FORMULA_STARTS = tuple("=+-@\t\r")

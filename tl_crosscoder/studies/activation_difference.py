@@ -18,13 +18,13 @@ from torch import Tensor
 
 from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.errors import EmptyData
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.drawing import BLUE, ORANGE, SOFT
+from tl_crosscoder.figures.text import visible
 from tl_crosscoder.models.backends.unembed import unembed
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair, Side
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.drawing import BLUE, ORANGE, SOFT
-from tl_crosscoder.report.text import visible
 from tl_crosscoder.studies.first_tokens import FirstTokens
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.progress import tracked

@@ -14,13 +14,13 @@ from tl_crosscoder.analysis.base import evaluating
 from tl_crosscoder.dictionary.codes import Codes
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import ShapeMismatch
+from tl_crosscoder.figures import Drawing, NotDrawn
+from tl_crosscoder.figures.drawing import BLUE, FAINT, ORANGE
 from tl_crosscoder.interventions import ablate
 from tl_crosscoder.models.backends.base import LiveBackend
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair, Side
 from tl_crosscoder.models.tokens import TokenBatch, Tokens, as_batch
-from tl_crosscoder.report import Drawing, NotDrawn
-from tl_crosscoder.report.drawing import BLUE, FAINT, ORANGE
 from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.where import kept_tokens
 from tl_crosscoder.types import BASE, TUNED

@@ -23,13 +23,13 @@ from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import EmptyData
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.plots import behaviour_bars
 from tl_crosscoder.interventions import Part, ablate, substitute
 from tl_crosscoder.models.answers import own_answers, turn_ends
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair, Side
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.plots import behaviour_bars
 from tl_crosscoder.studies.controls import matched_random, same_firing
 from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.result import StudyResult

@@ -24,11 +24,11 @@ import pandas as pd
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import EmptyData
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.cosine_vs_causal import cosine_vs_causal
 from tl_crosscoder.files import write_atomically
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.cosine_vs_causal import cosine_vs_causal
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.probes import active_probes, last_token_probes
 from tl_crosscoder.studies.progress import tracked

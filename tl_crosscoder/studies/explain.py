@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.detection import detection_bars
 from tl_crosscoder.models.activations import PairedActivations
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.detection import detection_bars
 from tl_crosscoder.studies.judge import Claim, Explainer, Judge, Passage, TokenJudge
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.passages import BINS, Passages

@@ -23,8 +23,8 @@ from tl_crosscoder.analysis.coactivation import (
 from tl_crosscoder.analysis.matching_nulls import p_value
 from tl_crosscoder.analysis.mirrors import Mirrors, mirrored
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.mirror_figure import mirror_figure
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.mirrors import mirror_figure
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.records import records

@@ -2,15 +2,16 @@
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import pandas as pd
 
-from tl_crosscoder.report import Drawing, Panel
+from tl_crosscoder.figures import Drawing, Panel
 from tl_crosscoder.studies.records import records
 
 
+@dataclass(frozen=True)
 class StudyResult(ABC):
     """What a study found.  A new study subclasses it as a frozen dataclass with ``table`` among its fields, known by its ``key``.
 
@@ -53,7 +54,7 @@ class StudyResult(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: every field, tables as records, and the verdict."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         plain = {k: records(v) if isinstance(v, pd.DataFrame) else v for k, v in values.items()}
         return {"study": self.key, **plain, "verdict": self.verdict}
 
@@ -68,7 +69,7 @@ class StudyResult(ABC):
         """
         made = cls.known[part["study"]] if cls is StudyResult else cls
         values = {}
-        for field in fields(made):  # type: ignore[arg-type]
+        for field in fields(made):
             value = part.get(field.name)
             values[field.name] = _frame(value or []) if field.type is pd.DataFrame else value
         return made(**values)

@@ -21,8 +21,8 @@ from tl_crosscoder.analysis.decoder_norms import DecoderNorms, classify
 from tl_crosscoder.analysis.firing import Firing
 from tl_crosscoder.analysis.latent_scaling import TARGETS, LatentScaling
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.plots_scaling import scaling_figure
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.scaling import scaling_figure
 from tl_crosscoder.studies.progress import TrackedBatches
 from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.scaling_ratios import control_row, filtered, target_row

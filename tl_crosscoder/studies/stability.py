@@ -17,8 +17,8 @@ from tl_crosscoder.analysis.matching import MATCHED, Matching, match_latents
 from tl_crosscoder.analysis.matching_nulls import p_value, random_null, rotation_null
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import ShapeMismatch
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.stability_figure import stability_figure
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.stability import stability_figure
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.result import StudyResult

@@ -23,11 +23,11 @@ from scipy import stats
 from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.strength_curves import strength_curves
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.strength_curves import strength_curves
 from tl_crosscoder.studies.judge import Claim, Judge, KeywordJudge, Passage, Verdict
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.progress import tracked

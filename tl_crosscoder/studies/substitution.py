@@ -18,11 +18,11 @@ from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import EmptyData
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.plots import kl_bars
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.plots import kl_bars
 from tl_crosscoder.studies.conditions import (
     Condition,
     Dictionary,

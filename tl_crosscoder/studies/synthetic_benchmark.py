@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.claims_figure import claims_figure
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.claims import claims_figure
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.result import StudyResult

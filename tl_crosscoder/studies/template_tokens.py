@@ -17,10 +17,10 @@ from tl_crosscoder.analysis.base import run
 from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.analysis.template_tokens import TemplateTokens
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.template import template_figure
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.template_slots import TemplateSlots
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.plots_template import template_figure
 from tl_crosscoder.studies.progress import TrackedBatches
 from tl_crosscoder.studies.result import StudyResult
 

@@ -54,6 +54,7 @@ def outline(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             program, sizes = _program(path, archive)
             return _Walk(path, sizes).run(program)
+    # zipfile says NotImplementedError of compressions and versions that it does not read
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise CorruptFile(
             f"{path}: not an archive of torch.save ({error}); files from before torch 1.6 are not read: save it "

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.figures import Drawing
+from tl_crosscoder.figures.gate_counts import gate_counts
 from tl_crosscoder.interventions import Part
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.report import Drawing
-from tl_crosscoder.report.gate_counts import gate_counts
 from tl_crosscoder.studies.gate_audit.ablation import conditions, effects, outcomes
 from tl_crosscoder.studies.gate_audit.arms import ARMS, arm
 from tl_crosscoder.studies.gate_audit.gates import Gate, count_table, measured

@@ -73,7 +73,7 @@ class PairedSAE(SAE):
     def fold_W_dec_norm(self) -> None:
         """By the norms of this model's decoder."""
         if hasattr(self.cfg, "k"):
-            raise NotImplementedError("folding decoder norms would change which k latents are the largest")
+            raise TypeError("folding decoder norms would change which k latents are the largest")
         norms = self.fold_and_get_W_dec_norm()
         self.W_enc_other.data.mul_(norms)
         self.threshold.data.mul_(norms)

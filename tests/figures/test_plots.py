@@ -4,9 +4,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from report_data import HOSTILE, latent_table
 
-from tl_crosscoder.report import NotDrawn, plots
+from tests.report.report_data import HOSTILE, latent_table
+from tl_crosscoder.figures import NotDrawn, plots
 
 KL = pd.DataFrame({"condition": ["none", "top", "random"] * 2, "tokens": ["all"] * 3 + ["first 9"] * 3})
 KL = KL.assign(kl=[1, 0.5, 0.9, 3, 1, 2.5], ci_low=0.4, ci_high=[1.2, 0.6, np.nan, 3.5, 1.2, 2.8])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tl_crosscoder.report.drawing import BLUE, DARK, FAINT, ORANGE, SOFT, Drawing, NotDrawn
+from tl_crosscoder.figures.drawing import BLUE, DARK, FAINT, ORANGE, SOFT, Drawing, NotDrawn
 
 PLAIN = ("L1", "L1, wide", "BatchTopK", "BatchTopK, wide")
 CONTROLS = ("L1, identity", "BatchTopK, identity", "BatchTopK, disjoint")

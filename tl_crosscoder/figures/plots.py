@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tl_crosscoder.report.columns import class_key
-from tl_crosscoder.report.drawing import BLUE, DARK, FAINT, INK, ORANGE, SOFT, Brushes, Drawing, NotDrawn
-from tl_crosscoder.report.text import is_missing, number, visible
+from tl_crosscoder.figures.columns import class_key
+from tl_crosscoder.figures.drawing import BLUE, DARK, FAINT, INK, ORANGE, SOFT, Brushes, Drawing, NotDrawn
+from tl_crosscoder.figures.text import is_missing, number, visible
 
 CLASS_COLOURS = {"base-only": BLUE, "tuned-only": ORANGE, "shared": SOFT}
 #: Latent Scaling's gates for a truly tuned-only latent, and the range outside which a ratio means nothing (arXiv:2504.02922).

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tl_crosscoder.report.columns import class_key
-from tl_crosscoder.report.drawing import DARK, INK, Drawing, NotDrawn
-from tl_crosscoder.report.plots import CLASS_COLOURS
-from tl_crosscoder.report.text import visible
+from tl_crosscoder.figures.columns import class_key
+from tl_crosscoder.figures.drawing import DARK, INK, Drawing, NotDrawn
+from tl_crosscoder.figures.plots import CLASS_COLOURS
+from tl_crosscoder.figures.text import visible
 
 
 def cosine_vs_causal(table: pd.DataFrame, alike: float, different: float) -> Drawing:

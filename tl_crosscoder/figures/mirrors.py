@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from tl_crosscoder.report.drawing import DARK, FAINT, ORANGE, Drawing, NotDrawn
+from tl_crosscoder.figures.drawing import DARK, FAINT, ORANGE, Drawing, NotDrawn
 
 BIN_NAMES = ("0", "to .1", "to .4", "to .7", "to 1")
 MOST = 3000

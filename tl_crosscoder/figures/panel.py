@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from tl_crosscoder.report.drawing import Drawing, NotDrawn
-from tl_crosscoder.report.plots import (
+from tl_crosscoder.figures.drawing import Drawing, NotDrawn
+from tl_crosscoder.figures.plots import (
     delta_norm_histogram,
     difference_share_bars,
     nu_scatter,

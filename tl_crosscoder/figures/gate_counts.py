@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from tl_crosscoder.report.drawing import BLUE, DARK, INK, ORANGE, SOFT, Drawing, NotDrawn
+from tl_crosscoder.figures.drawing import BLUE, DARK, INK, ORANGE, SOFT, Drawing, NotDrawn
 
 COLOURS = {"target": ORANGE, "identity": BLUE, "noise": SOFT, "disjoint": DARK}
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tl_crosscoder.report.drawing import DARK, FAINT, ORANGE, SOFT, Drawing, NotDrawn
-from tl_crosscoder.report.text import visible
+from tl_crosscoder.figures.drawing import DARK, FAINT, ORANGE, SOFT, Drawing, NotDrawn
+from tl_crosscoder.figures.text import visible
 
 WAYS = {"directions": ORANGE, "activations": SOFT}
 

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tl_crosscoder.figures.text import cell, number, token_text, visible
 from tl_crosscoder.report.example import Example
-from tl_crosscoder.report.text import cell, number, token_text, visible
 
 
 @pytest.mark.parametrize(
