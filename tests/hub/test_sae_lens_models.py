@@ -370,3 +370,16 @@ def test_both_models_run_as_one_ask_for_what_they_know(two):
     with pytest.raises(TypeError, match="past_kv_cache"):
         together(TOKENS, past_kv_cache=None)
     assert not together.acts_to_saes
+
+
+def test_folding_the_norms_of_a_half_changes_no_reconstruction_and_is_refused_where_it_would():
+    x = torch.randn(20, 2, 16, generator=torch.Generator().manual_seed(5))
+    half = paired(crosscoder(), 1, hook=HOOK)
+    with torch.no_grad(), half.bound(x[:, 0]):
+        before = half.decode(half.encode(x[:, 1]))
+        half.fold_W_dec_norm()
+        torch.testing.assert_close(half.decode(half.encode(x[:, 1])), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(half.W_dec.norm(dim=-1), torch.ones(24))
+    assert (before - half.b_dec).norm() > 0.1
+    with pytest.raises(TypeError, match="which k latents are the largest"):
+        paired(crosscoder(TopK(4)), 1, hook=HOOK).fold_W_dec_norm()
