@@ -13,7 +13,7 @@ from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.scores import GivenScores
 from tl_crosscoder.dictionary.shard import ALONE, Alone, Shard
-from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, Split
+from tl_crosscoder.dictionary.sparsity import BatchTopK, GroupMax, JumpReLU, Split
 
 
 class Threads:
@@ -90,9 +90,36 @@ def test_the_kth_largest_place_is_found_beyond_what_a_float_can_count():
 @pytest.mark.parametrize("k", [1, 7, 30])
 def test_the_kth_of_each_row_is_that_of_the_joined_rows(dtype, k):
     v = torch.randn(40, 30, generator=torch.Generator().manual_seed(k)).relu().to(dtype)
-    found = on_ranks(lambda shard: shard.kth_of_rows(v[:, shard.held], k), 3)
     wanted = v.sort(descending=True).values[:, k - 1 : k]
-    assert all(torch.equal(f, wanted) for f in found)
+    uneven = v.split([0, 5, 25], dim=1)  # as AuxK asks: not every rank holds as many
+    for parts in [v[:, index::3] for index in range(3)], uneven:
+        found = on_ranks(lambda shard, parts=parts: shard.kth_of_rows(parts[shard.latents.index], k), 3)
+        assert all(torch.equal(f, wanted) for f in found)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(NUMBERS, min_size=12, max_size=12), min_size=1, max_size=4), st.integers(1, 12))
+@pytest.mark.parametrize("counted", [0, 1 << 20])
+def test_ranks_choose_the_largest_of_each_row_and_of_equal_ones_the_lowest_latents(counted, rows, k):
+    """By definition: sort by score, then latent.  Exchanged either by counting or as lists."""
+    v = torch.tensor(rows)
+    wanted = torch.zeros_like(v, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        best = sorted(range(12), key=lambda j, row=row: (-row[j], j))[:k]
+        wanted[i, [j for j in best if v[i, j] > 0]] = True
+    assert torch.equal(Shard().largest_of_rows(v, k), wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tl_crosscoder.dictionary.shard.COUNTED", counted)
+        found = on_ranks(lambda shard: shard.largest_of_rows(v[:, shard.held], k), 3)
+    for index, mask in enumerate(found):
+        assert torch.equal(mask, wanted[:, index::3])
+
+
+def test_a_group_that_does_not_divide_evenly_is_refused_with_both_numbers():
+    sparsity = GroupMax(4)
+    sparsity.divide(Shard(latents=Alone(2), every=Alone(2)))
+    with pytest.raises(ValueError, match="a group of 3 latents cannot be divided evenly among 2 ranks"):
+        sparsity.choose(GivenScores(torch.zeros(5, 6), torch.ones(6)))
 
 
 def batch_topk(pre_acts, norms, shard, steps=4, k=1.5):

@@ -25,7 +25,7 @@ from tl_crosscoder.dictionary.losses.pre_act import PreAct
 from tl_crosscoder.dictionary.losses.tanh_penalty import TanhPenalty
 from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.shard import Alone, Shard
-from tl_crosscoder.dictionary.sparsity import BatchTopK, GroupMax, JumpReLU, ReLU, Split, TopK
+from tl_crosscoder.dictionary.sparsity import BatchTopK, GroupMax, JumpReLU, ReLU, Split, Threshold, TopK
 from tl_crosscoder.hub.save import load
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
@@ -75,6 +75,14 @@ def parted():
     return Crosscoder(D_IN, D_SAE, BatchTopK(3), partition=partition, init=APART), [Matryoshka([8, 0.5, 1.0])]
 
 
+def topk():
+    return Crosscoder(D_IN, D_SAE, TopK(3), init=APART), [MSE(), AuxK(k_aux=3, dead_after_tokens=BATCH)]
+
+
+def group_max():
+    return Crosscoder(D_IN, D_SAE, Split(0.5, GroupMax(3), TopK(2)), code_norm="l2"), [MSE(), AuxK(k_aux=3)]
+
+
 class Own:
     """A loss of a user's own, which may or may not sum over ranks."""
 
@@ -84,7 +92,7 @@ class Own:
         raise AssertionError("it was asked")
 
 
-VARIANTS = {work.__name__: work for work in (batch_topk, delta, l1, jumprelu, parted)}
+VARIANTS = {work.__name__: work for work in (batch_topk, delta, l1, jumprelu, parted, topk, group_max)}
 MESHES = {"1 x 2": (2, 1), "2 x 1": (2, 2), "2 x 2": (4, 2)}
 
 
@@ -248,8 +256,8 @@ def test_latents_that_do_not_divide_evenly_are_refused_before_anything_changes()
 @pytest.mark.parametrize(
     ("sparsity", "losses", "named"),
     [
-        (TopK(3), [MSE()], "TopK"),
-        (Split(8, BatchTopK(1), GroupMax(4)), [MSE()], "GroupMax"),
+        (Threshold(), [MSE()], "Threshold"),
+        (Split(8, BatchTopK(1), Threshold()), [MSE()], "Threshold"),
         (ReLU(), [Own()], "Own"),
     ],
 )

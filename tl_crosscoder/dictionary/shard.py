@@ -19,6 +19,8 @@ from tl_crosscoder.dictionary.scores import Found, Scores
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: Bits that one round of counting decides, of one long list and of many rows.
 LIST_BITS, ROW_BITS = 11, 8
+#: Numbers a row that counting exchanges, about: where the k largest of each rank are fewer, those are exchanged.
+COUNTED = 4 << ROW_BITS
 #: Names of tensors with a row for each latent.  All others are the same on every rank.
 BY_LATENT = {"W_enc_rows", "W_dec", "b_enc", "log_threshold", "tokens_since_fired"}
 
@@ -86,9 +88,9 @@ class Shard:
         """Of a named tensor the rows of the latents that are here; all of one that has none by latent."""
         return tensor[self.held] if tensor.dim() and by_latent(path) else tensor
 
-    def n_held(self, n: int) -> int:
-        """How many of the first n latents are here; ValueError where not every rank holds as many."""
-        return _share(n, self.latents, f"the first {n} latents")
+    def n_held(self, n: int, what: str = "the first") -> int:
+        """How many of the first n latents, or of n neighbours, are here; ValueError where not every rank holds as many."""
+        return _share(n, self.latents, f"{what} {n} latents")
 
     def n_read(self, n: int) -> int:
         """How many tokens of a batch of n are read here; ValueError where not every rank reads as many."""
@@ -130,12 +132,39 @@ class Shard:
         left = torch.tensor(k, device=values.device)[:, None]
         return _kth_largest(values.expand(len(k), -1), left, self.every, LIST_BITS)[:, 0].unbind()
 
-    def kth_of_rows(self, values: Float[Tensor, "batch latent"], k: int) -> Float[Tensor, "batch 1"]:
+    def kth_of_rows(self, values: Float[Tensor, "rows latent"], k: int) -> Float[Tensor, "rows 1"]:
         """The k-th largest of each row over the latents of all ranks; there are at least k, none below 0."""
+        n = self.latents.size
+        if n > 1 and n * k > COUNTED:
+            left = torch.full((len(values), 1), k, device=values.device)
+            return _kth_largest(values, left, self.latents, ROW_BITS)
+        best = values.topk(min(k, values.shape[1]), dim=-1, sorted=False).values
+        if n > 1:  # ranks may hold fewer than k, and not equally many
+            table = values.new_zeros(n, len(values), k)
+            table[self.latents.index, :, : best.shape[1]] = best
+            best = self.latents.add_(table).transpose(0, 1).flatten(1).topk(k, dim=-1, sorted=False).values
+        return best.amin(-1, keepdim=True)
+
+    def largest_of_rows(self, values: Float[Tensor, "rows latent"], k: int) -> Bool[Tensor, "rows latent"]:
+        """The k largest positive entries of each row over the latents of all ranks; of equal ones the lowest latents."""
+        smallest = self.kth_of_rows(values, k)
+        chosen = (values >= smallest) & (values > 0)
+        crowded = (self.latents.add_(chosen.sum(-1)) > k).nonzero()[:, 0]
+        if len(crowded):
+            kept = values[crowded] > smallest[crowded]
+            room = k - self.latents.add_(kept.sum(-1, keepdim=True))
+            chosen[crowded] = kept | self._first(chosen[crowded] & ~kept, room)
+        return chosen
+
+    def _first(
+        self, marked: Bool[Tensor, "rows latent"], n: Int[Tensor, "rows 1"]
+    ) -> Bool[Tensor, "rows latent"]:
+        """The first n >= 1 marked entries of each row, which has more, in the order of the latents of all ranks."""
         if self.latents.size == 1:
-            return values.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-        left = torch.full((len(values), 1), k, device=values.device)
-        return _kth_largest(values, left, self.latents, ROW_BITS)
+            return marked & (marked.cumsum(-1) <= n)
+        left = torch.arange(marked.shape[1], 0, -1, device=marked.device)
+        places = (left * self.latents.size - self.latents.index).where(marked, 0).int()
+        return marked & (places >= _kth_largest(places, n, self.latents, ROW_BITS))
 
 
 WHOLE = Shard()

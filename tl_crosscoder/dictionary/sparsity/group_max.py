@@ -4,7 +4,6 @@ from einops import rearrange
 
 from tl_crosscoder.dictionary.scores import Found, Scores
 from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity, check_k
-from tl_crosscoder.dictionary.sparsity.topk import largest
 
 
 @SPARSITIES.register("group_max")
@@ -29,8 +28,10 @@ class GroupMax(Sparsity):
             )
 
     def choose(self, scores: Scores) -> Found:
-        self.check(scores.d_sae)
+        d_sae = self.shard.latents.size * scores.d_sae
+        self.check(d_sae)
+        self.shard.n_held(d_sae // self.k, "a group of")
         pre_acts = scores.pre_acts()
         v = rearrange(pre_acts.relu() * scores.norms, "batch (k n) -> (batch k) n", k=self.k)
-        mask = largest(v, v.amax(-1, keepdim=True), 1)
+        mask = self.shard.largest_of_rows(v, 1)
         return scores.at(rearrange(mask, "(batch k) n -> batch (k n)", k=self.k), pre_acts)
