@@ -10,27 +10,31 @@ from tests.hub.sae_lens_cases import NEEDS_SAE_LENS, sae_lens
 from tests.models.tiny_models import tiny_llama_model, word_tokenizer
 from tl_crosscoder.analysis.decoder_norms import delta_norm
 from tl_crosscoder.dictionary.normalizer import Normalizer
+from tl_crosscoder.dictionary.synthetic import SyntheticPair
+from tl_crosscoder.errors import EmptyData
 from tl_crosscoder.hub.sae_lens.artifact import read_sae_lens
 from tl_crosscoder.hub.sae_lens.convert import to_sae_lens
 from tl_crosscoder.hub.sae_lens.joint import joint
-from tl_crosscoder.hub.sae_lens.training import sae_lens_config, sae_lens_training
+from tl_crosscoder.hub.sae_lens.training import sae_lens_config, sae_lens_training, side_by_side
+from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.pair import ModelPair
 
 pytestmark = [NEEDS_SAE_LENS, pytest.mark.filterwarnings("ignore")]
 
 
-class Batches:
-    """The same batches [batch, 2 * d_in] at every reading, from any of them on."""
+def raw_batches(n=7, rows=32):
+    """A list [batch, model, d_in], shorter than a training, of models of different scales."""
+    generator = torch.Generator().manual_seed(7)
+    return [
+        torch.randn(rows, 2, 6, generator=generator) * torch.tensor([1.0, 5.0])[:, None] for _ in range(n)
+    ]
 
-    def __init__(self, first=0, d_in=6, rows=32):
-        self.n, self.shape = first, (rows, 2 * d_in)
 
-    def __iter__(self):
-        return self
+NORMALIZER = Normalizer(torch.full((2, 6), 0.1), torch.tensor([1.0, 0.2]))
 
-    def __next__(self):
-        self.n += 1
-        return torch.randn(self.shape, generator=torch.Generator().manual_seed(self.n))
+
+def normalised(first=0):
+    return side_by_side(raw_batches(), NORMALIZER, first=first)
 
 
 def trainer(steps, batches, sae, folder=None, rows=32, lr=1e-3):
@@ -90,27 +94,82 @@ def test_every_place_weighs_by_the_same_norm(code_norm):
     torch.testing.assert_close(found, wanted)
 
 
-def test_the_stock_trainer_trains_it_and_goes_on_where_it_stopped(tmp_path):
-    whole, first = untrained(), untrained()
-    trainer(20, Batches(), whole).fit()
-    half = trainer(10, Batches(), first, tmp_path)
-    half.fit()
+def test_the_stock_trainer_trains_on_captured_activations_and_goes_on_where_it_stopped(tmp_path):
+    """10 steps and 10 more are 20, bit for bit, over the end of the store and the start of its next epoch."""
+    pair = ModelPair(tiny_llama_model(0), tiny_llama_model(1), hook="blocks.1.hook_resid_post")
+    ids = torch.randint(3, 61, (64, 8), generator=torch.Generator().manual_seed(2))
+    store = capture(pair, ids, progress=False)
+    fitted = Normalizer.fit(store, scale="per_model")
+    assert len(store.shuffled(32)) < 20
+
+    def batches(first=0):
+        return side_by_side(store.shuffled(32, seed=1), fitted, first=first)
+
+    def fresh():
+        torch.manual_seed(0)
+        return sae_lens_training(sae_lens_config(16, 24, 3))
+
+    whole, half, rest = fresh(), fresh(), fresh()
+    trainer(20, batches(), whole).fit()
+    trainer(10, batches(), half, tmp_path).fit()
     [checkpoint] = [path.parent for path in tmp_path.rglob("trainer_state.pt")]
-    second = untrained()
-    rest = trainer(20, Batches(first=10), second)
-    rest.load_trainer_state(checkpoint)
-    second.load_weights_from_checkpoint(checkpoint)
-    rest.fit()
+    going_on = trainer(20, iter(()), rest)
+    going_on.load_trainer_state(checkpoint)
+    rest.load_weights_from_checkpoint(checkpoint)
+    going_on.data_provider = batches(first=going_on.n_training_steps)
+    going_on.fit()
     for name, tensor in whole.state_dict().items():
-        assert torch.equal(second.state_dict()[name], tensor), name
-    assert not torch.equal(whole.W_dec, untrained().W_dec)
+        assert torch.equal(rest.state_dict()[name], tensor), name
+    assert not torch.equal(whole.W_dec, half.W_dec)
+    with pytest.raises(TypeError, match=r"pass store\.shuffled"):
+        side_by_side(store)
+
+
+def test_what_the_trainer_reads_is_normalised_side_by_side_and_without_end():
+    """By hand; after the seventh batch of a list comes its first."""
+    read, raw = side_by_side(raw_batches(), NORMALIZER), raw_batches()
+    for n in range(16):
+        x = raw[n % 7]
+        wanted = torch.cat([x[:, 0] - 0.1, (x[:, 1] - 0.1) * 0.2], dim=1)
+        torch.testing.assert_close(next(read), wanted)
+    assert torch.equal(next(side_by_side(raw)), raw[0].flatten(1))
+    assert torch.equal(next(side_by_side(raw, first=9)), raw[2].flatten(1))
+    with pytest.raises(EmptyData, match="ended after 7 of"):
+        list(side_by_side(iter(raw)))
+
+
+@pytest.mark.parametrize("code_norm", ["sum", "l2"])
+def test_the_stock_trainer_finds_what_is_only_in_one_model(code_norm):
+    """16 concepts in both models, 5 in base and 5 in tuned alone, base shifted and tuned five times as large: each is one latent's,
+    and Δnorm has three peaks, at ½, 0 and 1."""
+    planted = SyntheticPair(d_in=32, n_shared=16, n_weak=0, n_base=5, n_tuned=5, n_decoupled=0, p=0.08)
+    shift, size = torch.tensor([3.0, 0.0])[:, None], torch.tensor([1.0, 5.0])[:, None]
+    fitted = Normalizer.fit([x * size + shift for x in planted.batches(512, seed=1, n=8)], scale="per_model")
+    torch.manual_seed(0)
+    sae = sae_lens_training(sae_lens_config(32, 40, 2, code_norm=code_norm))
+    batches = (x * size + shift for x in planted.batches(512))
+    trainer(600, side_by_side(batches, fitted), sae, rows=512, lr=1e-2).fit()
+
+    crosscoder = sae.crosscoder(fitted)
+    share = delta_norm(crosscoder.decoder_norms())
+    # the same crosscoder on the planted pair's own activations, neither shifted nor scaled
+    bare = sae.crosscoder(Normalizer((fitted.mean - shift) / size, fitted.scale * size[:, 0]))
+    found = planted.recovery(bare)
+    assert found["correlation"].min() > 0.9
+    for kind, where in {"shared": 0.5, "base": 0.0, "tuned": 1.0}.items():
+        own = share[found.loc[found["kind"] == kind, "latent"].to_numpy()]
+        assert len(own) == {"shared": 16, "base": 5, "tuned": 5}[kind]
+        torch.testing.assert_close(own, torch.full_like(own, where), atol=0.06, rtol=0)
+    called = (share > 0.9) & torch.from_numpy((planted.label(bare)["kind"] != "dead").to_numpy())
+    score = planted.score(bare, called)
+    assert (score.precision, score.recall) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("code_norm", ["sum", "l2"])
 def test_what_was_trained_is_what_is_exported(tmp_path, code_norm):
     """Three ways out: SAE-Lens' export, ours, and ours with the models' scales folded in; none changes what is trained."""
     sae = untrained(code_norm=code_norm)
-    trainer(20, Batches(), sae).fit()
+    trainer(20, normalised(), sae).fit()
     before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
     y = torch.randn(50, 12)
     _, pre = sae.encode_with_hidden_pre(y)
