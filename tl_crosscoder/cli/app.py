@@ -52,7 +52,22 @@ def main() -> None:
 
 
 def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno and error.filename:
+        return _of_path(error)
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
+def _of_path(error: OSError) -> str:
+    """What the system refused, where nobody looked before."""
+    words = {
+        PermissionError: "you may not read or write it; change its permissions, or name another place",
+        FileNotFoundError: "it is not there; check the path",
+        NotADirectoryError: "a file stands where a folder is wanted; name another place",
+        FileExistsError: "it is there already and is no folder; name another place",
+        IsADirectoryError: "it is a folder, and a file is wanted; name the file",
+    }
+    found = next((text for kind, text in words.items() if isinstance(error, kind)), error.strerror)
+    return f"{error.filename}: {found}"
 
 
 def exit_code(error: Exception) -> int:
@@ -66,6 +81,7 @@ def exit_code(error: Exception) -> int:
         return MISMATCH
     return (
         USAGE
-        if isinstance(error, ValueError | KeyError | FileNotFoundError | FileExistsError | ImportError)
+        if isinstance(error, ValueError | KeyError | ImportError | PermissionError)
+        or isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError)
         else 1
     )

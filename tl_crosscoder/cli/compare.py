@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.diffing.report import DiffReport
     from tl_crosscoder.models.activations import PairedActivations
 
-Side = Annotated[Path, typer.Argument(help="A run folder, or a saved crosscoder.")]
+Side = Annotated[Path, typer.Argument(help="A run folder, or anyone's crosscoder in a folder or file.")]
 
 
 @app.command("compare")
@@ -35,7 +35,7 @@ def compare_command(
 ) -> None:
     """Match the latents of two crosscoders of one pair: other seeds, other data."""
     from tl_crosscoder.diffing.folder import write_json
-    from tl_crosscoder.hub.save import load
+    from tl_crosscoder.hub.load import load
     from tl_crosscoder.studies.stability import stability
 
     runs = [_run(path) for path in (a, b)]

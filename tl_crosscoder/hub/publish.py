@@ -13,11 +13,12 @@ import torch
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.files import read_json, sha256
 from tl_crosscoder.hub.card import card
+from tl_crosscoder.hub.folder import saved_in
 from tl_crosscoder.hub.manifest import paths_in, write_manifest
 from tl_crosscoder.hub.push import push
 from tl_crosscoder.hub.sae_lens.artifact import FOLDER
 from tl_crosscoder.hub.sae_lens.thresholds import inexpressible
-from tl_crosscoder.hub.save import CONFIG, load, read_config, save
+from tl_crosscoder.hub.save import load, read_config, save
 from tl_crosscoder.hub.secrets import find_secrets
 from tl_crosscoder.hub.source import check_repo
 from tl_crosscoder.hub.study import Study
@@ -136,9 +137,7 @@ def _opened(what: Crosscoder | str | Path, study: Study) -> tuple[Crosscoder, St
     if isinstance(what, Crosscoder):
         return what, study, None
     run = Path(what).expanduser()
-    folder = run / "crosscoder" if (run / "crosscoder" / CONFIG).is_file() else run
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{run} is neither a run folder, with a crosscoder/, nor a saved crosscoder")
+    folder = saved_in(run)
     extra, table, metrics = read_config(folder)["extra"] | study.extra, study.table, study.metrics
     if table is None and folder != run and (run / TABLE).is_file():
         table = pd.read_parquet(run / TABLE)

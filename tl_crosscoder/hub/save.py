@@ -18,6 +18,7 @@ from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.errors import CorruptFile
 from tl_crosscoder.files import read_json, replaced_folder
+from tl_crosscoder.hub.folder import CONFIG
 from tl_crosscoder.hub.guard import check_header
 from tl_crosscoder.hub.sae_lens.artifact import FOLDER, fill, refuse_other_files
 from tl_crosscoder.hub.sae_lens.thresholds import inexpressible, refuse_inexpressible
@@ -36,7 +37,7 @@ AXES = {
 }
 #: Versions 1 and 2 had the encoder the other way round.
 TURNED_AXES = AXES | {"W_enc": "model d_in d_sae"}
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 OURS = {CONFIG, WEIGHTS, FOLDER, "README.md"}
 MAX_D_SAE = 1 << 26
 INIT_IN_VERSION_1 = {"norm": "init_norm", "same": "same_init", "seed": "seed"}
@@ -61,6 +62,8 @@ def save(
     directory = Path(directory).resolve()
     if sae_lens:
         refuse_inexpressible(crosscoder)
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"{directory} is a file; save to a folder of its own")
     refuse_other_files(directory / FOLDER)
     if directory.exists() and (others := sorted({entry.name for entry in directory.iterdir()} - OURS)):
         raise FileExistsError(
@@ -91,6 +94,8 @@ def load(directory: str | Path, dtype: torch.dtype | None = None) -> Crosscoder:
     file that is truncated, altered or hostile, before anything of its size is allocated.
     """
     directory = Path(directory)
+    if not (directory / CONFIG).is_file():
+        raise FileNotFoundError(f"{directory} holds no {CONFIG}; wanted a folder that tlc.save wrote")
     written = read_config(directory)
     config, turned = written["crosscoder"], written["axes"] == TURNED_AXES
     try:

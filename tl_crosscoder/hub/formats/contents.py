@@ -111,7 +111,9 @@ def _look_at(file: Path) -> Contents | None:
     if file.suffix == ".safetensors":
         return _unprefixed(file, dict(read_header(file, None)), {})
     if file.suffix not in (".pt", ".pth"):
-        raise UnreadableFormat(f"{file}: weights are .safetensors or .pt files")
+        raise UnreadableFormat(
+            f"{file}: wanted weights, a .safetensors or .pt file, or the folder they are in"
+        )
     content = outline(file)
     if not isinstance(content, dict):
         return None

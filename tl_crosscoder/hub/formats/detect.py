@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tl_crosscoder.errors import CorruptFile, CrosscoderError, UnreadableFormat
+from tl_crosscoder.hub.folder import in_run
 from tl_crosscoder.hub.formats import FORMATS, Conventions, Format
 from tl_crosscoder.hub.formats.contents import Contents, look
 
@@ -10,7 +11,8 @@ KNOWN = ", ".join(form.name for form in FORMATS)
 
 
 def detect(path: Path) -> tuple[Format, Contents]:
-    """The format and what is in the file; UnreadableFormat where there is none or more than one."""
+    """The format and what is in the file, of a run folder its crosscoder's; UnreadableFormat where there is none or more than one."""
+    path = in_run(path)
     found = [(form, contents) for contents in look(path) if (form := format_of(contents))]
     if len(found) > 1:
         found = [
@@ -40,7 +42,7 @@ def detect(path: Path) -> tuple[Format, Contents]:
             f"{path}: no crosscoder here, but there are weights in {', '.join(folders[:10]):.200}; name one: "
             f"{path}/{folders[0]}"
         )
-    raise UnreadableFormat(f"{path}: no crosscoder of a format known here ({KNOWN}); {_seen(path)}")
+    raise UnreadableFormat(f"{path}: {_seen(path)}; wanted a crosscoder of a format known here: {KNOWN}")
 
 
 def format_of(contents: Contents) -> Format | None:
@@ -50,7 +52,7 @@ def format_of(contents: Contents) -> Format | None:
 
 def _seen(path: Path) -> str:
     seen = [f"{c.weights.name} holds {', '.join(list(c.tensors)[:6])}" for c in look(path)]
-    return f"{'; '.join(seen):.300}" if seen else "there is no .safetensors or .pt file with tensors"
+    return f"{'; '.join(seen):.300}" if seen else "no .safetensors or .pt file with tensors is there"
 
 
 def described(form: Format, contents: Contents) -> Conventions:
