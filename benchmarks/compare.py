@@ -10,7 +10,7 @@ import torch
 from contenders import Contender, Start, start_of
 from dense import Dense, DenseBf16, DenseBf16Guess
 from machine import free_bytes
-from ours import Ours
+from ours import Ours, OursHalved
 from peers import PEERS, Unsupported
 from planted_batches import planted_batches
 from torch import Tensor
@@ -21,7 +21,7 @@ from tl_crosscoder.dictionary.sparsity import BatchTopK
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.train import train
 
-EVERYONE: list[type[Contender]] = [Ours, Dense, DenseBf16, DenseBf16Guess, *PEERS]
+EVERYONE: list[type[Contender]] = [Ours, OursHalved, Dense, DenseBf16, DenseBf16Guess, *PEERS]
 CONTENDERS = {contender.key: contender for contender in EVERYONE}
 LR = 1e-4
 N_BATCHES = 8

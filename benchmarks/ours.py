@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Thread
+from typing import Literal
 
 import torch
 from contenders import SILENT, Contender, Start
@@ -20,6 +21,7 @@ class Ours(Contender):
     """``tl_crosscoder.train`` itself, in a thread of its own: whenever it asks for a batch, the step before is done."""
 
     key, title = "ours", "this library"
+    moments: Literal["as weights", "bfloat16"] = "as weights"
 
     def __init__(self, start: Start, lr: float):
         d_sae, _, d_in = start.W_dec.shape
@@ -34,7 +36,14 @@ class Ours(Contender):
         self.losses = [self.loss, KnownDead(AuxK(), start.dead * SILENT)]
         never = 1_000_000
         self.config = TrainConfig(
-            never, lr, warmup_steps=0, decay_fraction=0.0, b_dec_init="zeros", log_every=never, progress=False
+            never,
+            lr,
+            warmup_steps=0,
+            decay_fraction=0.0,
+            b_dec_init="zeros",
+            log_every=never,
+            progress=False,
+            moments=self.moments,
         )
         self.given: SimpleQueue[Tensor | None] = SimpleQueue()
         self.done: SimpleQueue[BaseException | None] = SimpleQueue()
@@ -73,6 +82,10 @@ class Ours(Contender):
             pass
         except BaseException as error:
             self.done.put(error)
+
+
+class OursHalved(Ours):
+    key, title, moments = "ours-halved", "this library, bf16 moments", "bfloat16"
 
 
 class Closed(Exception):

@@ -18,6 +18,9 @@ class TrainConfig:
     decay_fraction: float = 0.2
     #: Largest norm of the whole gradient.
     clip: float = 1.0
+    #: What Adam's moments of the encoder and the decoder are kept in: the weights' precision, or bfloat16 rounded by chance, which
+    #: saves memory of the weights' size for a little time.
+    moments: Literal["as weights", "bfloat16"] = "as weights"
     #: Where an untrained (all zero) ``b_dec`` starts: each model's geometric median of the first batch, or zeros.
     b_dec_init: Literal["geometric_median", "zeros"] = "geometric_median"
     #: Steps between two rows of the log.
@@ -44,6 +47,9 @@ class TrainConfig:
             )
         if self.b_dec_init not in ("geometric_median", "zeros"):
             raise ValueError(f"b_dec_init is 'geometric_median' or 'zeros', got {self.b_dec_init!r}")
+
+        if self.moments not in ("as weights", "bfloat16"):
+            raise ValueError(f"moments is 'as weights' or 'bfloat16', got {self.moments!r}")
 
     def lr_at(self, step: int) -> float:
         """The step size at ``step`` (from 0): linear rise, level, linear fall."""

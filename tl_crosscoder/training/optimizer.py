@@ -9,6 +9,7 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.partition import projection
 from tl_crosscoder.dictionary.row_grads import RowGrads, kept_apart
 from tl_crosscoder.dictionary.shard import by_latent
+from tl_crosscoder.training.moments import Moments
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -21,19 +22,18 @@ class Adam:
 
     The gradient of the large weights is never held: each row's is made twice, for the norm and for the step, which costs no more
     than writing it and reading it back, and saves memory of the weights' size.  Weights with gradient hooks of a user's are the
-    exception: their gradients are written out, for the hooks to see.
+    exception: their gradients are written out, for the hooks to see.  ``halved``: bfloat16 moments of the large weights.
     """
 
-    def __init__(self, crosscoder: Crosscoder):
+    def __init__(self, crosscoder: Crosscoder, *, halved: bool = False):
         self.parameters, self.shard = dict(crosscoder.named_parameters()), crosscoder.shard
         self.steps = torch.zeros((), device=crosscoder.W_dec.device)
-        self.exp_avg = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-        self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.moments = Moments(self.parameters, halved=halved)
         self._rows = [name for name, p in self.parameters.items() if p.dim() == 3]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The number of steps taken and both moments of every parameter."""
-        moments = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        moments = {"exp_avg": self.moments.exp_avg, "exp_avg_sq": self.moments.exp_avg_sq}
         named = {f"{kind}.{name}": t for kind, tensors in moments.items() for name, t in tensors.items()}
         return {"steps": self.steps, **named}
 
@@ -70,22 +70,25 @@ class Adam:
         self.steps += 1
         if (shrink := clip / (norm.item() + 1e-6)) < 1:
             self._scale_(held, apart, shrink)
+        self.moments.start(int(self.steps))
         for name, rows, gradient in held or self._gradients(apart):
-            torch.ops.aten._fused_adam_(
-                [self.parameters[name][rows]],
-                [gradient],
-                [self.exp_avg[name][rows]],
-                [self.exp_avg_sq[name][rows]],
-                [],
-                [self.steps],
-                lr=lr,
-                beta1=BETAS[0],
-                beta2=BETAS[1],
-                weight_decay=0.0,
-                eps=EPS,
-                amsgrad=False,
-                maximize=False,
-            )
+            weights = self.parameters[name][rows]
+            with self.moments.of(name, rows, weights) as (first, second):
+                torch.ops.aten._fused_adam_(
+                    [weights],
+                    [gradient],
+                    [first],
+                    [second],
+                    [],
+                    [self.steps],
+                    lr=lr,
+                    beta1=BETAS[0],
+                    beta2=BETAS[1],
+                    weight_decay=0.0,
+                    eps=EPS,
+                    amsgrad=False,
+                    maximize=False,
+                )
 
     def _scale_(
         self, held: list[tuple[str, slice, Tensor]] | None, apart: dict[str, RowGrads], factor: float

@@ -52,7 +52,8 @@ def train(
     refuse_store(batches)
     check(crosscoder, losses)
     agree(crosscoder)
-    optimizer, device, shard = Adam(crosscoder), crosscoder.W_dec.device, crosscoder.shard
+    optimizer = Adam(crosscoder, halved=config.moments == "bfloat16")
+    device, shard = crosscoder.W_dec.device, crosscoder.shard
     feed, firing = Feed(batches, config.steps), FiringRecord(len(crosscoder.W_dec), device, shard)
     state = TrainingState(crosscoder, optimizer, feed, firing, History(notes=feed.notes()), Window(shard))
     keeper, history = Keeper(state, losses, config, checkpoints, resume), state.history
