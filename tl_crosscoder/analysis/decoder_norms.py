@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.analysis.base import Analysis, Columns, EncodedBatch
+from tl_crosscoder.analysis.mirrors import mirrored
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.types import BASE, TUNED
 
@@ -69,8 +70,8 @@ def mirror_pairs(crosscoder: Crosscoder, fired: Iterable[float], cosine: float =
     """
     classes = classify(delta_norm(crosscoder.decoder_norms().detach()).tolist(), fired)
     tuned, base = (torch.tensor([c == name for c in classes]) for name in ("tuned_only", "base_only"))
-    rows = torch.nn.functional.normalize(crosscoder.decoder_rows().detach().cpu(), dim=-1)
-    return int((rows[tuned, TUNED] @ rows[base, BASE].T > cosine).sum())
+    rows = crosscoder.decoder_rows().detach().cpu()
+    return mirrored(rows, tuned.nonzero()[:, 0], base.nonzero()[:, 0], cosine=cosine, most=0).n
 
 
 class DecoderNorms(Analysis):
