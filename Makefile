@@ -1,5 +1,5 @@
 # make demo PAIR=tiny     the whole job on the embedded pair      make test       the tests, in .venv
-# make lint types format  ruff, pyright                           make test-tl4   the model tests against TransformerLens 4, in .venv-tl4
+# make lint types format  ruff, pyright                           make test-tl4   models against TransformerLens 4, without SAE-Lens, in .venv-tl4
 SHELL  := /bin/bash
 PYTHON ?= python3
 PAIR   ?= tiny
@@ -16,7 +16,7 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-tl4: $(TL4)/.installed
-	OMP_NUM_THREADS=1 $(TL4)/bin/python -m pytest tests/models
+	OMP_NUM_THREADS=1 $(TL4)/bin/python -m pytest tests/models tests/hub/test_sae_lens_absent.py
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check

@@ -214,15 +214,6 @@ def test_settings_that_a_crosscoder_cannot_take_are_refused():
             sae_lens_config(6, 12, 3, **wrong)
 
 
-def test_registering_the_class_again_is_no_error():
-    import importlib
-
-    from tl_crosscoder.hub.sae_lens.native import training_sae
-
-    importlib.reload(training_sae)
-    assert untrained().cfg.architecture() == "tl_crosscoder_batchtopk"
-
-
 def test_the_runner_trains_on_both_models_run_as_one_and_leaves_a_crosscoder(tmp_path):
     from datasets import Dataset
     from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner

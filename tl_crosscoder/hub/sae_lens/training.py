@@ -36,6 +36,7 @@ def sae_lens_config(d_in: int, d_sae: int, k: int | float, **settings: Any) -> "
 
 def sae_lens_training(config: "CrosscoderTrainingConfig") -> "CrosscoderTrainingSAE":
     """The crosscoder to train; ``.crosscoder(normalizer)`` is this library's, afterwards."""
+    needs_sae_lens()
     from tl_crosscoder.hub.sae_lens.native.training_sae import CrosscoderTrainingSAE
 
     return CrosscoderTrainingSAE(config)
