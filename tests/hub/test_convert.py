@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.hub.sae_lens_cases import HOOK, NEEDS_SAE_LENS, sae_lens
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, TopK
 from tl_crosscoder.errors import UnreadableFormat
 from tl_crosscoder.hub.convert import convert
 from tl_crosscoder.hub.load import load, origin
+from tl_crosscoder.hub.sae_lens.convert import from_sae_lens, to_sae_lens
 
 
 def crosscoder(sparsity=None, code_norm="sum", normalised=True):
@@ -66,6 +68,59 @@ def test_to_sae_lens_and_back_the_function_stays_and_the_second_time_every_bit(t
         assert torch.equal(twice.state_dict()[name], tensor), name
 
 
+def test_a_folded_normaliser_is_taken_out_again_for_dictionary_learning(tmp_path):
+    made, x = crosscoder(), torch.randn(50, 2, 5)
+    back = load(convert(made.folded(), "dictionary_learning", tmp_path / "a"))
+    assert back.config == made.config
+    for name, tensor in made.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[name], tensor, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(back(x).recon, made(x).recon, atol=1e-4, rtol=1e-5)
+
+
+THROUGH_SAE_LENS = {
+    "L1": {"batch_topk": False, "normaliser": False},
+    "L1, normalised": {"batch_topk": False},
+    "BatchTopK": {},
+    "BatchTopK, raw activations": {"normaliser": False},
+    "BatchTopK, SAE norm": {"norm": "SAE"},
+    "BatchTopK, NONE norm": {"norm": "NONE"},
+    "BatchTopK, MIXED norm": {"norm": "MIXED"},
+}
+
+
+@NEEDS_SAE_LENS
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("case", THROUGH_SAE_LENS)
+def test_from_dictionary_learning_through_sae_lens_and_back_the_formula_stays(tmp_path, case):
+    """Their file, ours, SAE-Lens' own class saved and loaded by SAE-Lens, ours, their file: the source's formula in float64."""
+    written = writers.dictionary_learning(tmp_path / "a", **THROUGH_SAE_LENS[case])
+    x = torch.randn(40, 2, writers.D, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    acts, recon = written.formula(x)
+    assert 0.02 < (acts > 0).double().mean() < 0.98
+
+    def same(codes, back):
+        torch.testing.assert_close(codes, acts, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(back, recon, atol=1e-10, rtol=1e-10)
+
+    to_sae_lens(load(written.path), hook=HOOK).save_model(tmp_path / "b")
+    plain = sae_lens().SAE.load_from_disk(tmp_path / "b")
+    assert type(plain).__module__.startswith("sae_lens.")
+    same(plain.encode(x.flatten(1)), plain(x.flatten(1)).unflatten(1, (2, -1)))
+    ours = from_sae_lens(plain)
+    same(ours.encode(x), ours(x).recon)
+    if "MIXED" in case:  # a threshold for each latent by then, for which their file has no place
+        with pytest.raises(UnreadableFormat, match="no place for the sparsity Threshold"):
+            convert(ours, "dictionary_learning", tmp_path / "c")
+        return
+    again = load(convert(ours, "dictionary_learning", tmp_path / "c"))
+    same(again.encode(x), again(x).recon)
+    first, last = (load_file(folder / "model.safetensors") for folder in (written.path, tmp_path / "c"))
+    for name, tensor in first.items():
+        if "target_rms" in name or "std" in name or "global_scale" in name:
+            continue  # their product is what counts, and is in the formula
+        torch.testing.assert_close(last[name].to(tensor), tensor, atol=1e-10, rtol=1e-10, msg=name)
+
+
 @pytest.mark.parametrize("make", [writers.papergrade, writers.crosscode])
 def test_thresholds_of_other_tools_reach_sae_lens(tmp_path, make):
     written, x = make(tmp_path / "a"), torch.randn(40, 2, writers.D, dtype=torch.float64)
@@ -77,7 +132,6 @@ def test_thresholds_of_other_tools_reach_sae_lens(tmp_path, make):
 def test_what_the_other_tool_has_no_place_for_is_refused_before_anything_is_written(tmp_path):
     for made, reason in (
         (crosscoder(TopK(2)), "TopK"),
-        (crosscoder().folded(), "folded"),
         (Crosscoder(5, 9, BatchTopK(2)), "without a threshold"),
     ):
         with pytest.raises(UnreadableFormat, match=reason):

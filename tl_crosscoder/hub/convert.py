@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU
 from tl_crosscoder.errors import UnreadableFormat
 from tl_crosscoder.files import replaced_folder
@@ -28,8 +29,10 @@ def convert(
     """The folder, now holding the crosscoder as ``to`` has it: ``tl-crosscoder``, ``sae-lens`` or ``dictionary_learning``.
 
     Codes and reconstructions stay what they are; to dictionary_learning and back every weight keeps its bits.  SAE-Lens has no
-    normaliser: there it is folded into the weights, and comes back folded.  Raises UnreadableFormat or ValueError, before anything
-    is written, for what the other format has no place for.  ``extra`` as :func:`tl_crosscoder.save` takes it.
+    normaliser: there it is folded into the weights, and comes back folded; to dictionary_learning it is taken out again.
+
+    Raises UnreadableFormat or ValueError, before anything is written, for what the other format has no place for.  ``extra`` as
+    :func:`tl_crosscoder.save` takes it.
     """
     if to not in WRITERS:
         raise KeyError(f"no format named {to!r} to convert to; known: {', '.join(WRITERS)}")
@@ -52,6 +55,7 @@ def write_dictionary_learning(
     Of a normaliser the family keeps a standard deviation for each number; here all of a model's are the same, and make its scale.
     """
     _refuse(crosscoder)
+    crosscoder = _unfolded(crosscoder)
     if folder.exists() and (others := sorted({entry.name for entry in folder.iterdir()} - THEIRS)):
         raise FileExistsError(f"{folder} holds {others[0]!r}; convert to a folder of its own")
     number, name = CODE_NORMS[crosscoder.code_norm]
@@ -96,10 +100,26 @@ def _refuse(crosscoder: Crosscoder) -> None:
         "a BatchTopK without a threshold": isinstance(sparsity, BatchTopK) and not sparsity.threshold > 0,
         "a k that is no whole number": isinstance(sparsity, BatchTopK) and type(sparsity.k) is not int,
         "an encoder that takes the mean of the models": crosscoder.encoder != "sum",
-        "a folded normaliser (convert the crosscoder before folded())": crosscoder.units is not None,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise UnreadableFormat(f"dictionary_learning has no place for {found[0]}")
+
+
+@torch.no_grad()
+def _unfolded(crosscoder: Crosscoder) -> Crosscoder:
+    """The same function with the normaliser beside the weights again, so that their norms are those that thresholds are told in."""
+    units = crosscoder.units
+    if units is None:
+        return crosscoder
+    made = Crosscoder.from_config(crosscoder.config | {"folded": False}).to(crosscoder.W_dec)
+    made.sparsity.load_state_dict(crosscoder.sparsity.state_dict())
+    made.normalizer = Normalizer(units.mean, units.scale)
+    rows, scale = crosscoder.W_enc_rows, units.scale[:, None]
+    made.W_enc_rows.copy_(rows / scale)
+    made.b_enc.copy_(crosscoder.b_enc + rows.flatten(1) @ units.mean.flatten())
+    made.W_dec.copy_(crosscoder.W_dec * scale)
+    made.b_dec.copy_(units.normalise(crosscoder.b_dec[None])[0])
+    return made.eval()
 
 
 def _normaliser(crosscoder: Crosscoder) -> dict[str, Float[Tensor, "model *rest"]]:
