@@ -60,6 +60,7 @@ from .studies.activation_difference import activation_difference as activation_d
 from .studies.attribution import attribution as attribution
 from .studies.behaviour import behaviour_removal as behaviour_removal
 from .studies.causal_equivalence import causal_equivalence as causal_equivalence
+from .studies.comparators import Comparator as Comparator
 from .studies.explain import explain as explain
 from .studies.gate_audit.audit import gate_audit as gate_audit
 from .studies.gate_audit.gates import Gate as Gate

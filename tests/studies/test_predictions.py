@@ -23,6 +23,13 @@ def test_the_first_nine_of_a_chat_written_by_hand():
     assert places["first 9"] == [*range(4, 13), *range(21, 24)]
     assert places["rest"] == [*range(13, 17)]
 
+    counted = counted_predictions(batch, batch.attention_mask, published=True)
+    places = {name: where[0].nonzero()[:, 0].tolist() for name, where in counted.items()}
+    # as the paper counts: the first ten of a turn, less the one made at <assistant>
+    assert places["all"] == [*range(4, 17), *range(21, 24)]
+    assert places["first 9"] == [*range(5, 14), *range(22, 24)]
+    assert places["rest"] == [*range(14, 17)]
+
 
 def test_scores_are_those_of_torch_distributions():
     g = torch.Generator().manual_seed(0)

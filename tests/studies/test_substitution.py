@@ -19,8 +19,9 @@ from tl_crosscoder.errors import EmptyData
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.studies import substitution as module
-from tl_crosscoder.studies.conditions import Dictionary, Reading
+from tl_crosscoder.studies import substitution_table as module
+from tl_crosscoder.studies.conditions import Reading
+from tl_crosscoder.studies.dictionaries import Dictionary
 from tl_crosscoder.studies.substitution import substitution
 
 
@@ -217,7 +218,7 @@ def test_the_change_of_two_sets_adds_up(planted, corpus):
     sets = [torch.zeros(LATENTS, dtype=torch.bool) for _ in range(3)]
     for mask, ids in zip(sets, ([0, 3], [5], [0, 3, 5]), strict=True):
         mask[ids] = True
-    one, two, both = (reading.written(mask, reading.dictionary.change) for mask in sets)
+    one, two, both = (reading.written(mask) for mask in sets)
     torch.testing.assert_close(one + two, both)
 
 

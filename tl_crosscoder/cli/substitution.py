@@ -1,12 +1,17 @@
 """How much of the tuned model's behaviour do chosen latents of a run carry?"""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tl_crosscoder.cli.app import app, stoppable
 from tl_crosscoder.cli.options import Adapter, Behaviours, Device, Dtype, Json, Quiet, Seed
 from tl_crosscoder.cli.runs import Run, RunBase, RunTuned, keep, open_run
+
+if TYPE_CHECKING:
+    from tl_crosscoder.models.activations import PairedActivations
+    from tl_crosscoder.studies.comparators import Comparator
 
 
 @app.command("substitution")
@@ -25,6 +30,17 @@ def substitution_command(
         int | None, typer.Option(help="Size of the specific set, such as another dictionary's; a tenth.")
     ] = None,
     main: Annotated[bool, typer.Option("--main", help="Only the conditions that diff has, a third.")] = False,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run, crosscoder or SAE, asked the same at equal L0; may be repeated."),
+    ] = None,
+    reads: Annotated[
+        Literal["each", "difference"] | None,
+        typer.Option(help="Of an --against of one model: an SAE that reads each model, or the difference."),
+    ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="First nine as the paper counts: without the first word.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a batch through the models.")] = 4096,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -58,6 +74,10 @@ def substitution_command(
         top=report.config.top,
         n_specific=n_specific,
         conditions="main" if main else "every",
+        against=dict(
+            _rival(path, report.held_out, report.config.ranking, reads, device) for path in against or []
+        ),
+        published=published,
         drop=Drop(**report.store.manifest["asked"]["drop"]),
         seed=seed,
         max_tokens=max_tokens,
@@ -65,3 +85,22 @@ def substitution_command(
         progress=not quiet,
     )
     keep(report, result, as_json, "substitution" if on is None else f"substitution-{on}")
+
+
+def _rival(
+    path: Path,
+    store: "PairedActivations",
+    ranking: str,
+    reads: Literal["each", "difference"] | None,
+    device: str,
+) -> tuple[str, "Comparator"]:
+    """The dictionary in a folder under the folder's name, with its latents' table on the run's held-out activations."""
+    from tl_crosscoder.diffing.folder import RunFolder
+    from tl_crosscoder.hub.save import load
+    from tl_crosscoder.studies.comparators import Comparator
+
+    folder = RunFolder(path).crosscoder
+    crosscoder = load(folder if folder.exists() else path).to(device)
+    if crosscoder.n_models == 1:
+        return path.resolve().name, Comparator.measured(crosscoder, store, reads=reads)
+    return path.resolve().name, Comparator.measured(crosscoder, store, ranking=ranking)

@@ -10,13 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_crosscoder.analysis.base import evaluating
 from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.dictionary.codes import Codes
-from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokens import TokenBatch
+from tl_crosscoder.studies.dictionaries import Dictionary, n_active
 from tl_crosscoder.studies.predictions import counted_predictions, log_probs
 from tl_crosscoder.studies.where import kept_tokens
 from tl_crosscoder.types import BASE, TUNED
@@ -25,33 +24,16 @@ NU_RANGE = (-0.1, 2.0)
 DELTA_NORM_ABOVE, NU_ACT_BELOW = 0.7, (0.6, 0.3, 0.1)
 
 
-class Dictionary:
-    """What a crosscoder, or a dictionary of the difference (one model), says about the change from base to tuned, raw units."""
-
-    def __init__(self, crosscoder: Crosscoder):
-        self.crosscoder = crosscoder
-        rows = crosscoder.raw_rows().detach()
-        nothing = rows.new_zeros(1, crosscoder.d_sae)
-        with evaluating(crosscoder):
-            bias = crosscoder.decode(nothing)[0]
-        self.of_difference = crosscoder.n_models == 1
-        self.change = rows[:, 0] if self.of_difference else rows[:, TUNED] - rows[:, BASE]
-        self.tuned = None if self.of_difference else rows[:, TUNED]
-        self.bias = bias[0] if self.of_difference else bias[TUNED] - bias[BASE]
-
-    def codes(self, acts: Float[Tensor, "token model d_in"]) -> Codes:
-        x = (acts[:, [TUNED]] - acts[:, [BASE]]) if self.of_difference else acts
-        with evaluating(self.crosscoder):
-            return self.crosscoder.encode_sparse(x.float())
-
-
 class Reading:
     """One batch of text in both models; every part is computed when it is first asked for."""
 
-    def __init__(self, dictionary: Dictionary, pair: ModelPair, batch: TokenBatch, drop: Drop):
-        self.dictionary, self.pair, self.drop = dictionary, pair, drop
+    def __init__(
+        self, dictionary: Dictionary, pair: ModelPair, batch: TokenBatch, drop: Drop, published: bool = False
+    ):
+        self.dictionary, self.pair, self.drop, self.published = dictionary, pair, drop, published
         self.device = dictionary.change.device
         self.batch = batch.to(self.device)
+        self._of_others: dict[int, tuple[Codes, Codes | None]] = {}
 
     @cached_property
     def acts(self) -> Float[Tensor, "seq pos model d_in"]:
@@ -63,12 +45,19 @@ class Reading:
         return kept_tokens(self.batch, self.acts, self.drop)
 
     @cached_property
-    def codes(self) -> Codes:
+    def codes(self) -> tuple[Codes, Codes | None]:
         return self.dictionary.codes(self.acts[self.where])
+
+    def codes_of(self, other: Dictionary) -> tuple[Codes, Codes | None]:
+        """Of a dictionary that is compared: no more active latents on this batch than the study's own has."""
+        if id(other) not in self._of_others:
+            most = n_active(self.codes)
+            self._of_others[id(other)] = other.codes(self.acts[self.where], most)
+        return self._of_others[id(other)]
 
     @cached_property
     def counted(self) -> dict[str, Bool[Tensor, "seq pos"]]:
-        return counted_predictions(self.batch, self.where)
+        return counted_predictions(self.batch, self.where, self.published)
 
     @cached_property
     def tuned(self) -> Float[Tensor, "batch d_vocab"]:
@@ -83,12 +72,12 @@ class Reading:
     def at(self, model: int) -> Float[Tensor, "token d_in"]:
         return self.acts[:, :, model][self.where].float()
 
-    def written(self, latents: Tensor | None, rows: Tensor) -> Float[Tensor, "token d_in"]:
-        """``Σ_{j in latents} f_j rows_j``; None: all latents."""
-        codes = self.codes
-        if latents is not None:
-            codes = codes.with_values(codes.values * latents[codes.latents])
-        return codes.decode(rows)
+    def written(
+        self, latents: Tensor | None = None, of: Dictionary | None = None, *, additive: bool = False
+    ) -> Float[Tensor, "token d_in"]:
+        """The change that ``latents`` make (None: all), by the study's own dictionary or another."""
+        codes = self.codes if of is None else self.codes_of(of)
+        return (of or self.dictionary).written(codes, latents, additive=additive)
 
     def patched(self, values: Float[Tensor, "token d_in"]) -> Float[Tensor, "batch d_vocab"]:
         """The tuned model's log-probabilities with ``values`` at the tokens in ``where``."""
@@ -113,33 +102,39 @@ def fixed_conditions(template_tokens: bool, every: bool) -> dict[str, Condition]
         keep = r.batch.template[r.where][:, None]
         return r.patched(torch.where(keep, r.at(TUNED), r.at(BASE)))
 
-    all_of = lambda r: r.written(None, r.dictionary.change)
     fixed = {
-        "none": lambda r: r.patched(r.at(BASE)),
-        "base": lambda r: r.base,
-        "all": lambda r: r.patched(r.at(BASE) + all_of(r)),
-        "error": lambda r: r.patched(r.at(TUNED) - all_of(r)),
+        "none": Condition(lambda r: r.patched(r.at(BASE))),
+        "base": Condition(lambda r: r.base),
+        **whole(),
     }
     if template_tokens:
-        fixed["template"] = template
+        fixed["template"] = Condition(template)
     if every:
         fixed |= {
-            "tuned": lambda r: r.patched(r.at(TUNED)),
-            "bias": lambda r: r.patched(r.at(BASE) + r.dictionary.bias),
-            "all with bias": lambda r: r.patched(r.at(BASE) + all_of(r) + r.dictionary.bias),
+            "tuned": Condition(lambda r: r.patched(r.at(TUNED))),
+            "bias": Condition(lambda r: r.patched(r.at(BASE) + r.dictionary.bias)),
+            "all with bias": Condition(lambda r: r.patched(r.at(BASE) + r.written() + r.dictionary.bias)),
         }
-    return {name: Condition(run) for name, run in fixed.items()}
+    return fixed
 
 
-def of_latents(latents: list[int], d_sae: int, additive: bool = False) -> Condition:
+def whole(of: Dictionary | None = None) -> dict[str, Condition]:
+    """The whole change that a dictionary (None: the study's own) reads, and what is left without it."""
+    return {
+        "all": Condition(lambda r: r.patched(r.at(BASE) + r.written(of=of))),
+        "error": Condition(lambda r: r.patched(r.at(TUNED) - r.written(of=of))),
+    }
+
+
+def of_latents(
+    latents: list[int], d_sae: int, of: Dictionary | None = None, *, additive: bool = False
+) -> Condition:
     """Base activations + the set's change ``f_j (d_j^tuned − d_j^base)``; additive: + ``f_j d_j^tuned``, nothing subtracted."""
     mask = torch.zeros(d_sae, dtype=torch.bool)
     mask[latents] = True
 
     def run(r: Reading) -> Tensor:
-        rows = r.dictionary.tuned if additive else r.dictionary.change
-        assert rows is not None
-        return r.patched(r.at(BASE) + r.written(mask.to(r.device), rows))
+        return r.patched(r.at(BASE) + r.written(mask.to(r.device), of, additive=additive))
 
     return Condition(run, tuple(sorted(latents)))
 
@@ -147,6 +142,7 @@ def of_latents(latents: list[int], d_sae: int, additive: bool = False) -> Condit
 def latent_sets(
     table: Any,
     ranking: str,
+    *,
     top: tuple[int, ...],
     n_specific: int | None,
     n_random: int,

@@ -12,20 +12,22 @@ SCORES = ("kl", "kl_base", "nll", "nll_argmax", "agreement")
 
 
 def counted_predictions(
-    batch: TokenBatch, where: Bool[Tensor, "seq pos"]
+    batch: TokenBatch, where: Bool[Tensor, "seq pos"], published: bool = False
 ) -> dict[str, Bool[Tensor, "seq pos"]]:
     """``all``, ``first 9`` of each turn, and the ``rest``: positions in ``where`` whose *next* token is predicted and counted.
 
     That is the assistant's token if there is an assistant in the sequence, else any.  The prediction made at the template's last
-    token, of a turn's first word, is among the first nine (the paper leaves it out).
+    token, of a turn's first word, is among the first nine; ``published``, as the paper counts: the first ten of a turn less those
+    made at template tokens, so that this one is in ``all`` alone.
     """
     nothing = torch.zeros_like(where[:, :1])
     next_is_assistant = torch.cat([batch.assistant[:, 1:], nothing], 1)
     next_exists = torch.cat([batch.attention_mask[:, 1:], nothing], 1)
     chat = batch.assistant.any(-1, keepdim=True)
     every = where & torch.where(chat, next_is_assistant, next_exists)
-    begin = first_of_each_run(every, FIRST)
-    return {"all": every, f"first {FIRST}": begin, "rest": every & ~begin}
+    begin = first_of_each_run(every, FIRST + published)
+    first = begin & ~batch.template if published else begin
+    return {"all": every, f"first {FIRST}": first, "rest": every & ~begin}
 
 
 def first_of_each_run(where: Bool[Tensor, "seq pos"], n: int) -> Bool[Tensor, "seq pos"]:

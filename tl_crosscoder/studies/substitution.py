@@ -7,38 +7,40 @@ untouched tuned model (KL), the more of the change the latents hold.
 Source: Minder et al. 2025, arXiv:2504.02922, causal experiments; the bootstrap over conversations and the
 paired difference are ours (the paper treats tokens as independent, which makes intervals too narrow)."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
-from tl_crosscoder.errors import EmptyData
+from tl_crosscoder.errors import EmptyData, ShapeMismatch
 from tl_crosscoder.figures import Drawing
 from tl_crosscoder.figures.plots import kl_bars
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.tokens import TokenBatch
+from tl_crosscoder.studies.comparators import Comparator
 from tl_crosscoder.studies.conditions import (
     Condition,
-    Dictionary,
     Reading,
     fixed_conditions,
     latent_sets,
     of_latents,
+    whole,
 )
-from tl_crosscoder.studies.intervals import middle, ratio_draws
+from tl_crosscoder.studies.dictionaries import Dictionary, n_active
 from tl_crosscoder.studies.parts import Parts
-from tl_crosscoder.studies.predictions import SCORES, scores
 from tl_crosscoder.studies.progress import tracked
+from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.result import StudyResult
+from tl_crosscoder.studies.substitution_table import merge_draws, summarise, sums
 from tl_crosscoder.studies.weights import weights_sha256
 
-SPLITS = ("delta_norm", "latent scaling")
+OWN = "the crosscoder"  # where the dictionaries of a comparison are named
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class SubstitutionResult(StudyResult):
     ``none`` that is gone, with its interval), ``nll`` of the true tokens, ``nll_argmax`` of the tuned model's first
     choice, ``agreement`` (how often that is the first choice here too), ``kl_base`` (to the base model),
     ``n_tokens``, ``n_latents``, and of random sets ``draws_sd``, the standard deviation of the draws' KL.
-    ``paired``: difference in KL top − bottom of each split, with its interval; negative: the top half carries more."""
+    ``paired``: difference in KL top − bottom of each split, with its interval; negative: the top half carries more.
+    ``dictionaries``: where others were compared, of each ``l0``, active latents a token as used, and ``l0_own``, before it was
+    brought down to the study's own."""
 
     key: ClassVar = "substitution"
     title: ClassVar = "What the latents carry"
@@ -65,6 +69,7 @@ class SubstitutionResult(StudyResult):
     table: pd.DataFrame
     paired: pd.DataFrame
     per_sequence: pd.DataFrame
+    dictionaries: pd.DataFrame
 
     @property
     def verdict(self) -> str:
@@ -79,7 +84,20 @@ class SubstitutionResult(StudyResult):
             for name in best
         ]
         parts.append(f"all latents {kl.loc['all', 'recovered']:.0%}")
-        return ", ".join(parts) + "."
+        return (
+            ", ".join(parts)
+            + "."
+            + "".join(self._compared(kl, row) for row in records(self.dictionaries)[1:])
+        )
+
+    def _compared(self, kl: pd.DataFrame, row: dict[str, Any]) -> str:
+        """What another dictionary wins back, and with how many active latents."""
+        name = row["dictionary"]
+        best = [c for c in kl.index if c.startswith(f"{name}: top ") and c.endswith("ranked")]
+        parts = [f"its {c.split()[-2]} highest-ranked latents {kl.loc[c, 'recovered']:.0%}" for c in best]
+        parts.append(f"all {kl.loc[f'{name}: all', 'recovered']:.0%}")
+        own = self.dictionaries["l0"].iloc[0]
+        return f" {name}, {row['l0']:.3g} latents a token against {own:.3g}: {', '.join(parts)}."
 
     def plot(self) -> Drawing:
         """KL under each condition, on each set of tokens."""
@@ -101,7 +119,9 @@ def substitution(
     n_specific: int | None = None,
     n_random: int = 5,
     conditions: Literal["main", "every"] = "main",
+    against: Mapping[str, Comparator] | None = None,
     template_tokens: bool = True,
+    published: bool = False,
     drop: Drop | None = None,
     seed: int = 0,
     max_tokens: int = 4096,
@@ -130,163 +150,124 @@ def substitution(
     ``random N of the specific/of all``  sets as large as a half, drawn from those ``n_specific`` and from all live latents
     ``delta_norm above 0.7``             base activations + the change of all these latents
     ``nu_act below 0.6/0.3/0.1``         the same for Latent Scaling of the activation
+    *with* ``against={"NAME": ...}``
+    ``NAME: all``, ``error``, ``top N``  the same with the change that another dictionary reads, at equal L0
     ==================================== ==================================================================================
 
     Tokens that ``drop`` (as in :func:`capture`) keeps out of training, such as the first of a sequence and attention
     sinks, keep the tuned activations in every condition but ``base``.  Predictions are counted where the *next* token is
     the assistant's; in text without an assistant, at every captured position.  "First 9" are the first nine predictions
-    of each assistant turn, the one made at the template's last token included (the paper leaves that one out).
+    of each assistant turn, the one made at the template's last token included; ``published`` leaves that one out, as the paper
+    does (its nine are then the second to the tenth).
     ``n_specific`` defaults to a tenth of the live latents; give two dictionaries the same to compare them.  Latents with
     an undefined value of a column are left out of its split, empty sets altogether.
+
+    ``against``: other dictionaries of the place, each asked for its own highest latents.  L0 is made equal from above: of a batch's
+    activations another dictionary keeps the largest, by what they write, as many as the crosscoder has.  One that is sparser
+    stays so; ``dictionaries`` has the figures.
 
     A dictionary of the difference (one model) has the conditions that its table allows; name a ``ranking`` that it has.
     With ``parts`` each condition of each batch is kept in that folder, and a study that was killed goes on there.
     """
     if not len(corpus):
         raise EmptyData("substitution needs at least one sequence of text.")
-    drop, every = drop or Drop(), conditions == "every"
-    sets = latent_sets(table, ranking, top, n_specific, n_random, seed, every)
+    drop, every, against = drop or Drop(), conditions == "every", dict(against or {})
+    own, others = Dictionary(crosscoder), _others(against, crosscoder)
+    draws = {"top": top, "n_specific": n_specific, "n_random": n_random, "seed": seed}
     asked = fixed_conditions(template_tokens, every)
-    asked |= {name: of_latents(ids, crosscoder.d_sae) for name, ids in sets.items()}
-    if every and crosscoder.n_models > 1:
-        halves = [f"{split} {half}" for split in SPLITS for half in ("top", "bottom")]
-        asked |= {
-            f"{name}, additive": of_latents(sets[name], crosscoder.d_sae, additive=True)
-            for name in halves
-            if name in sets
-        }
+    asked |= _about_latents(table, ranking, crosscoder, None, every, draws)
+    for name, other in against.items():
+        theirs = _about_latents(other.table, other.ranking, other.crosscoder, others[name], False, draws)
+        asked |= {f"{name}: {kind}": c for kind, c in (whole(others[name]) | theirs).items()}
     about: dict[str, Any] = {"study": "substitution"}
     if parts is not None:
         about |= {"weights": weights_sha256(crosscoder), "pair": pair.fingerprint, "corpus": corpus.sha256}
         about |= {"drop": asdict(drop), "max_tokens": max_tokens}
         about |= {"conditions": {name: condition.latents for name, condition in asked.items()}}
-    per_sequence = _measure(
-        Dictionary(crosscoder), pair, corpus, asked, drop, max_tokens, Parts(parts, **about), progress
+        about |= {"published": True} if published else {}
+        about |= (
+            {"against": [[n, c.reads, weights_sha256(c.crosscoder)] for n, c in against.items()]}
+            if against
+            else {}
+        )
+    batches = list(corpus.batches(max_tokens))
+    reading = lambda batch: Reading(own, pair, batch, drop, published)
+    per_sequence, dictionaries = _measure(
+        reading, others, corpus, batches, asked, Parts(parts, **about), progress
     )
-    merged = _merge_draws(per_sequence)
-    return SubstitutionResult(*_summarise(merged, per_sequence, asked, n_bootstrap, seed), merged)
+    merged = merge_draws(per_sequence)
+    return SubstitutionResult(
+        *summarise(merged, per_sequence, asked, n_bootstrap, seed), merged, dictionaries
+    )
+
+
+def _others(against: Mapping[str, Comparator], crosscoder: Crosscoder) -> dict[str, Dictionary]:
+    for name, other in against.items():
+        if other.crosscoder.d_in != crosscoder.d_in:
+            raise ShapeMismatch(
+                f"{name!r} is a dictionary of d_in={other.crosscoder.d_in}, the crosscoder's is {crosscoder.d_in}; both have to "
+                "read the models at one hook."
+            )
+    return {name: Dictionary(other.crosscoder, other.reads) for name, other in against.items()}
+
+
+def _about_latents(
+    table: pd.DataFrame,
+    ranking: str,
+    crosscoder: Crosscoder,
+    of: Dictionary | None,
+    every: bool,
+    draws: dict[str, Any],
+) -> dict[str, Condition]:
+    """The conditions that are about sets of latents, which the table chooses."""
+    sets, d_sae = latent_sets(table, ranking, every=every, **draws), crosscoder.d_sae
+    asked = {name: of_latents(ids, d_sae, of) for name, ids in sets.items()}
+    if every and crosscoder.n_models > 1:
+        halves = [name for name in sets if name.endswith((" top", " bottom"))]
+        asked |= {f"{name}, additive": of_latents(sets[name], d_sae, of, additive=True) for name in halves}
+    return asked
 
 
 def _measure(
-    dictionary: Dictionary,
-    pair: ModelPair,
+    reading: Callable[[TokenBatch], Reading],
+    others: Mapping[str, Dictionary],
     corpus: Corpus,
+    batches: list[tuple[Tensor, TokenBatch]],
     asked: dict[str, Condition],
-    drop: Drop,
-    max_tokens: int,
     kept: Parts,
     progress: bool,
-) -> pd.DataFrame:
-    """Sums of every score for each condition, set of tokens and sequence; both models' own runs of a batch are shared."""
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Sums of every score for each condition, set of tokens and sequence, and L0; both models' own runs of a batch are shared."""
     cluster = corpus.conversations().tolist()  # answers to one prompt are resampled together
-    batches = list(corpus.batches(max_tokens))
-    jobs = tracked(
-        [(i, j) for i in range(len(batches)) for j in range(len(asked))], "substituting", None, progress
-    )
-    names, found, reading, current = list(asked), [], None, -1
-    for number, place in jobs:
+    jobs = [(i, j) for i in range(len(batches)) for j in range(len(asked))]
+    names, found, active, current, here = list(asked), [], [], -1, None
+    for number, place in tracked(jobs, "substituting", None, progress):
         indices, batch = batches[number]
         if number != current:
-            reading, current = Reading(dictionary, pair, batch, drop), number
-        assert reading is not None
+            here, current = reading(batch), number
+            if others:
+                active += kept(f"{number}-active", lambda r=here: _active(r, others))
+        assert here is not None
         condition = asked[names[place]]
-        sums = kept(f"{number}-{place}", lambda r=reading, c=condition: _sums(r, c.run(r)))
-        for tokens, columns in sums.items():
+        totals = kept(f"{number}-{place}", lambda r=here, c=condition: sums(r, c.run(r)))
+        for tokens, columns in totals.items():
             rows = pd.DataFrame(columns)
             rows["sequence"] = [cluster[i] for i in indices.tolist()]
             found.append(rows.assign(condition=names[place], tokens=tokens))
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(found, ignore_index=True), _sparsity(active)
 
 
-def _sums(reading: Reading, patched: Tensor) -> dict[str, dict[str, list[Any]]]:
-    """For each set of tokens, the sum of every score over each sequence, and ``n`` predictions."""
-    every = reading.counted["all"]
-    true = reading.batch.ids.roll(-1, 1)[every]
-    sums = {}
-    of = scores(reading.tuned, reading.base, patched, true)
-    for tokens, where in reading.counted.items():
-        columns = {"n": where.sum(-1).tolist()}
-        for name, values in of.items():
-            spread = torch.zeros(every.shape, dtype=torch.float64, device=every.device)
-            spread[every] = values
-            columns[f"{name}_sum"] = (spread * where).sum(-1).tolist()
-        sums[tokens] = columns
-    return sums
+def _active(reading: Reading, others: Mapping[str, Dictionary]) -> list[dict[str, Any]]:
+    """Of each dictionary its active pairs on a batch, as used and without the cut."""
+    acts = reading.acts[reading.where]
+    n = n_active(reading.codes)
+    counts = [(OWN, n, n)]
+    counts += [(name, n_active(reading.codes_of(d)), n_active(d.codes(acts))) for name, d in others.items()]
+    return [{"dictionary": name, "l0": a, "l0_own": b, "tokens": len(acts)} for name, a, b in counts]
 
 
-def _merge_draws(drawn: Any) -> Any:
-    """One row for each condition, set of tokens and conversation; of ``random N#draw`` the mean of the draws."""
-    keys, values = ["condition", "tokens", "sequence"], ["n", *(f"{name}_sum" for name in SCORES)]
-    parts = drawn["condition"].str.partition("#")
-    drawn = drawn.assign(condition=parts[0], draw=parts[2])
-    each = drawn.groupby([*keys, "draw"], sort=False)[values].sum()
-    return each.groupby(keys, sort=False).mean().reset_index()
-
-
-def _summarise(
-    merged: Any, drawn: Any, asked: dict[str, Condition], n_bootstrap: int, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table, and the paired differences; all intervals of one set of tokens come from the same draws."""
-    sizes = {n.split("#")[0]: len(c.latents) for n, c in asked.items() if c.latents is not None}
-    names = list(dict.fromkeys(name.split("#")[0] for name in asked))
-    spread = _spread_of_draws(drawn)
-    table, paired = {}, []
-    for tokens, group in merged.groupby("tokens", sort=False):
-        wide: Any = group.pivot(index="sequence", columns="condition")
-        counts = wide["n"]["none"].to_numpy(float)
-        total = counts.sum()
-        values = {
-            name: wide[f"{name}_sum"][names].to_numpy(float).sum(0) / total
-            if total
-            else np.full(len(names), np.nan)
-            for name in SCORES
-        }
-        draws = ratio_draws(wide["kl_sum"][names].to_numpy(float), counts, n_bootstrap, seed)
-        low, high = middle(draws)
-        none, of_none = values["kl"][names.index("none")], draws[:, [names.index("none")]]
-        gone = none > 0
-        shares = 1 - draws / np.where(of_none > 0, of_none, np.nan)
-        least, most = middle(shares) if gone else np.full((2, len(names)), np.nan)
-        for i, name in enumerate(names):
-            row = {
-                "condition": name,
-                "tokens": tokens,
-                "kl": values["kl"][i],
-                "ci_low": low[i],
-                "ci_high": high[i],
-            }
-            row |= {"recovered": 1 - values["kl"][i] / none if gone else np.nan}
-            row |= {"recovered_low": least[i], "recovered_high": most[i]}
-            row |= {score: values[score][i] for score in ("nll", "nll_argmax", "agreement", "kl_base")}
-            row |= {"n_tokens": int(total), "n_latents": sizes.get(name, np.nan)}
-            table[name, tokens] = row | {"draws_sd": spread.get((name, tokens), np.nan)}
-        for split in [f"{split}{kind}" for kind in ("", ", additive") for split in SPLITS]:
-            ends = [
-                split.replace(",", f" {half},") if "," in split else f"{split} {half}"
-                for half in ("top", "bottom")
-            ]
-            if set(ends) <= set(names):
-                a, b = (names.index(end) for end in ends)
-                gap_low, gap_high = middle(draws[:, a] - draws[:, b])
-                gap = {"kl_top_minus_bottom": values["kl"][a] - values["kl"][b]}
-                paired.append(
-                    {
-                        "split": split,
-                        "tokens": tokens,
-                        **gap,
-                        "ci_low": float(gap_low),
-                        "ci_high": float(gap_high),
-                    }
-                )
-    order = [(name, tokens) for name in names for tokens in merged["tokens"].unique()]
-    return pd.DataFrame([table[key] for key in order]), pd.DataFrame(paired)
-
-
-def _spread_of_draws(drawn: Any) -> dict[tuple[str, str], float]:
-    """The standard deviation of the draws' KL, for conditions that are drawn more than once."""
-    sums = drawn[drawn["condition"].str.contains("#")].groupby(["condition", "tokens"])[["kl_sum", "n"]].sum()
-    values: dict[tuple[str, str], list[float]] = {}
-    for (condition, tokens), row in sums.iterrows():
-        if row["n"] > 0:
-            values.setdefault((condition.split("#")[0], tokens), []).append(row["kl_sum"] / row["n"])
-    return {key: float(np.std(v, ddof=1)) for key, v in values.items() if len(v) > 1}
+def _sparsity(active: list[dict[str, Any]]) -> pd.DataFrame:
+    if not active:
+        return pd.DataFrame()
+    total: Any = pd.DataFrame(active).groupby("dictionary", sort=False).sum()
+    return total[["l0", "l0_own"]].div(total["tokens"], axis=0).reset_index()
