@@ -10,6 +10,7 @@
     ├── CorruptFile       (OSError)      a file that is truncated, altered or hostile
     ├── UnreadableFormat  (ValueError)   files of no known format, or that say too little to be read
     ├── NotSaved          (OSError)      a checkpoint that could not be written, such as on a full disk
+    ├── InUse             (OSError)      a folder that another process is writing to
     ├── EmptyData         (ValueError)   no tokens where some are needed
     ├── JudgeFailed       (OSError)      a language model asked to judge refuses, or answers nothing at all
     └── HubError          (OSError)      the Hub refused, or failed however often it was asked
@@ -50,6 +51,10 @@ class UnreadableFormat(CrosscoderError, ValueError):
 
 class NotSaved(CrosscoderError, OSError):
     """A checkpoint that could not be written, such as on a full disk; those before it are whole."""
+
+
+class InUse(CrosscoderError, OSError):
+    """A folder that another process is writing to; the message says which."""
 
 
 class EmptyData(CrosscoderError, ValueError):

@@ -204,11 +204,11 @@ def full_disk(folder, kind):
     def limited():
         write = state.write
 
-        def write_limited(saved, directory):
+        def write_limited(saved, directory, shard):
             if saved.step == 9:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-            return write(saved, directory)
+            return write(saved, directory, shard)
 
         state.write = write_limited
         try:

@@ -1,5 +1,7 @@
 """The folder of checkpoints: what is written is read, what is damaged is noticed, what must stay stays."""
 
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -7,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tl_crosscoder.errors import CorruptFile, NotSaved
+from tl_crosscoder.errors import CorruptFile, InUse, NotSaved
 from tl_crosscoder.training import checkpoint as checkpoints
-from tl_crosscoder.training.checkpoint import Checkpoint, best, newest, prepare, prune, read, write
+from tl_crosscoder.training.checkpoint import Checkpoint, best, newest, prune, read, taken, write
 
 
 def checkpoint(step=5, loss=None, state=None):
@@ -105,11 +107,34 @@ def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
 
 def test_a_checkpoint_of_a_newer_library_is_not_passed_over(tmp_path, monkeypatch):
     write(checkpoint(5), tmp_path)
-    monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 3)
     write(checkpoint(10), tmp_path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"format_version 2 is newer than 1.*upgrade"):
+    with pytest.raises(ValueError, match=r"format_version 3 is newer than 2.*upgrade"):
         newest(tmp_path)
+
+
+def test_a_checkpoint_of_version_1_is_read(tmp_path):
+    """As it was written: one file, its hash and its tensors beside the other values."""
+    folder = write(checkpoint(5), tmp_path)
+    about = json.loads((folder / "checkpoint.json").read_text())
+    del about["digest"]
+    about |= {"format_version": 1, **about.pop("files")["state.safetensors"]}
+    text = json.dumps(about, sort_keys=True)
+    about["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "checkpoint.json").write_text(json.dumps(about, indent=1))
+    assert newest(tmp_path)[0].state["weights"].tolist() == [5, 5, 5, 5]
+    assert set(about) == {
+        "step", "steps", "training", "state", "rows", "loss", "machine", "format_version", "sha256", "tensors", "digest"
+    }  # fmt: skip
+
+
+def test_two_trainings_never_save_into_one_folder(tmp_path):
+    with taken(tmp_path), pytest.raises(InUse, match=r"is being written to by process \d+"), taken(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+    with taken(tmp_path):
+        pass
 
 
 def test_the_newest_and_the_best_stay(tmp_path):
@@ -161,7 +186,9 @@ def test_files_are_on_the_disk_before_the_folder_takes_its_name(tmp_path, monkey
     monkeypatch.setattr(os, "rename", renamed)
     write(checkpoint(5), tmp_path)
     at = done.index(("rename", "step-00000005"))
-    assert set(done[: at - 1]) == {("fsync", "state.safetensors"), ("fsync", "checkpoint.json")}
+    moved = done.index(("rename", "state.safetensors"))
+    assert done[:moved] == [("fsync", "state.safetensors")]
+    assert set(done[moved + 1 : at - 1]) == {("fsync", "state.safetensors"), ("fsync", "checkpoint.json")}
     assert done[at - 1] == ("fsync", "step-00000005")
     assert done[at + 1] == ("fsync", tmp_path.name)
 
@@ -218,11 +245,15 @@ def test_what_a_killed_save_left_is_taken_away(tmp_path):
     for left in (".step-00000010-abc/step-00000010", ".step-00000005-removed", ".step-00000005-xyz.old"):
         (tmp_path / left).mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("mine")
-    prepare(tmp_path)
+    with taken(tmp_path):
+        pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step-00000005"]
 
 
 def test_a_folder_where_a_file_is_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"no checkpoint can be written to .*choose another"):
-        prepare(tmp_path / "file" / "checkpoints")
+    with (
+        pytest.raises(ValueError, match=r"no checkpoint can be written to .*choose another"),
+        taken(tmp_path / "file" / "checkpoints"),
+    ):
+        pass

@@ -31,10 +31,10 @@ from tl_crosscoder.dictionary.losses import (
 )
 from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, ReLU, TopK
-from tl_crosscoder.errors import CrosscoderError, NonFiniteActs, NotSaved
+from tl_crosscoder.errors import CrosscoderError, InUse, NonFiniteActs, NotSaved
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
-from tl_crosscoder.training.checkpoint import best, newest
+from tl_crosscoder.training.checkpoint import best, newest, taken
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.train import train
 from tl_crosscoder.training.window import Window
@@ -327,6 +327,23 @@ def test_an_unfinished_training_is_not_written_over(tmp_path):
     train(crosscoder(), batches(), LOSSES_USED, config(), resume=folder)
     train(crosscoder(), batches(), LOSSES_USED, config(steps=3, checkpoint_every=2), checkpoints=folder)
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_a_second_training_in_the_same_folder_is_refused_before_any_work(tmp_path):
+    folder, _ = stopped_at(6, tmp_path / "a")
+    other = crosscoder()
+    before = other.W_dec.detach().clone()
+
+    def second(**places):
+        with pytest.raises(InUse, match=r"a is being written to by process \d+"):
+            train(other, Unread(), LOSSES_USED, config(), **places)
+
+    with taken(folder):
+        second(checkpoints=folder)
+        second(resume=folder)
+    assert torch.equal(other.W_dec, before)
+    history = train(crosscoder(), batches(), LOSSES_USED, config(), resume=folder)
+    assert left_by(folder, history) == whole(tmp_path / "b")
 
 
 def test_a_finished_training_is_finished_again_at_once(tmp_path):

@@ -171,12 +171,57 @@ def test_a_checkpoint_of_two_processes_is_that_of_one(saved_by_two, tmp_path):
         one, two = read(tmp_path / "by one" / step), read(saved_by_two / step)
         assert one.training == two.training
         assert without_time(two.rows) == [pytest.approx(row, abs=1e-9) for row in without_time(one.rows)]
-        tensors = [
-            load_file(folder / step / "state.safetensors") for folder in (tmp_path / "by one", saved_by_two)
-        ]
-        assert tensors[0].keys() == tensors[1].keys()
-        for name, tensor in tensors[0].items():
-            torch.testing.assert_close(tensors[1][name], tensor, rtol=0, atol=1e-9, msg=name)
+        assert_same_state(two.state, one.state)
+
+
+def assert_same_state(found, wanted):
+    assert list(found) == list(wanted)
+    for name, value in wanted.items():
+        if isinstance(value, dict):
+            assert_same_state(found[name], value)
+        elif isinstance(value, torch.Tensor):
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9, msg=name)
+        elif isinstance(value, float):
+            assert name == "seconds" or found[name] == pytest.approx(value, abs=1e-9), name
+        else:
+            assert found[name] == value, name
+
+
+def test_each_process_writes_the_latents_it_holds_and_no_others(saved_by_two):
+    folder = saved_by_two / "step-00000008"
+    files = [f"state-{i:05d}-of-00002.safetensors" for i in range(2)]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.json", *files]
+    parts = [load_file(folder / file) for file in files]
+    whole = read(folder).crosscoder().W_dec
+    for index, part in enumerate(parts):
+        assert torch.equal(part["crosscoder.W_dec"], whole[index::2])
+    assert "crosscoder.b_dec" in parts[0]
+    assert {name.rsplit(".", 1)[-1] for name in parts[1]} == {
+        "W_dec", "W_enc_rows", "b_enc", "tokens_since_fired"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 6, 8])
+def test_every_rank_of_any_number_reads_its_own_latents(saved_by_two, size):
+    folder = saved_by_two / "step-00000008"
+    whole = read(folder).state
+    for index in range(size):
+        shard = Shard(latents=Alone(size, index))
+        state = read(folder, shard).state
+        for part in ("crosscoder", "optimizer"):
+            for name, tensor in whole[part].items():
+                assert torch.equal(state[part][name], shard.rows(name, tensor)), (size, index, name)
+
+
+def test_a_part_that_is_damaged_or_gone_is_passed_over_by_all(saved_by_two, tmp_path, alone):
+    for cut in (True, False):
+        folder = tmp_path / str(cut)
+        shutil.copytree(saved_by_two, folder)
+        part = folder / "step-00000008" / "state-00001-of-00002.safetensors"
+        part.write_bytes(part.read_bytes()[:-1]) if cut else part.unlink()
+        state, _, _ = on_processes(with_checkpoints, 2, 1, folder, True)[0]
+        assert_same(state, alone["batch_topk"][0])
+        assert_same(newest(folder)[0].state["crosscoder"], {n: torch.tensor(a) for n, a in state.items()})
 
 
 @pytest.mark.parametrize(("size", "data"), [(1, 1), (4, 1), (4, 2)])
@@ -200,7 +245,7 @@ def test_where_the_first_process_cannot_write_all_stop(saved_by_two, tmp_path):
     shutil.copytree(saved_by_two / "step-00000006", tmp_path / "step-00000006")
     first, second = on_processes(told_where_the_first_cannot_write, 2, tmp_path)
     assert "stopped at step-00000006" in first
-    assert second == "RuntimeError: the first process stopped; it says why"
+    assert second == "RuntimeError: another process stopped; it says why"
 
 
 class Interrupting(list):

@@ -6,14 +6,19 @@
         step-00000500/
             state.safetensors   every tensor that later steps depend on
             checkpoint.json     the other values, the rows of the log, what is trained and how, and the hashes of both
+
+Where several processes divide the latents, each writes the rows of its own: ``state-00000-of-00002.safetensors``, in which the
+first has all else too, and so on.  Any number of processes goes on from it.
 """
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +29,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
-from tl_crosscoder.dictionary.shard import WHOLE, Shard
+from tl_crosscoder.dictionary.shard import WHOLE, Shard, by_latent
 from tl_crosscoder.errors import CorruptFile, NotSaved
 from tl_crosscoder.files import read_header, read_json, replaced_folder, sha256, sync
+from tl_crosscoder.lock import alone_in
+from tl_crosscoder.training.sharding import all_do, on_first
 
-FORMAT_VERSION = 1
+#: 2: the state may be in several files.  Version 1 is read.
+FORMAT_VERSION = 2
 STATE, ABOUT = "state.safetensors", "checkpoint.json"
 #: Bytes of checkpoint.json; the rows of a million steps, one in 50, need a hundredth.
 JSON_LIMIT = 1 << 30
@@ -59,18 +67,24 @@ class Checkpoint:
         return crosscoder.eval()
 
 
-def prepare(directory: Path) -> None:
-    """Make the folder, take away what a killed save left in it, and raise ValueError where nothing can be written."""
+@contextmanager
+def taken(directory: Path) -> Iterator[None]:
+    """The folder is there and this process's alone within the block, without what a killed save left in it.
+
+    Raises ValueError where nothing can be written, InUse where another process saves.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         sync(directory.parent)
-        for leftover in directory.glob(".step-*"):
-            shutil.rmtree(leftover)
-        tempfile.TemporaryDirectory(prefix=".step-", dir=directory).cleanup()
+        tempfile.TemporaryDirectory(prefix=".test-", dir=directory).cleanup()
     except OSError as error:
         raise ValueError(
             f"no checkpoint can be written to {str(directory)!r} ({error}); choose another"
         ) from error
+    with alone_in(directory):
+        for leftover in (*directory.glob(".step-*"), *directory.glob(".test-*")):
+            shutil.rmtree(leftover)
+        yield
 
 
 def clear_finished(directory: Path) -> None:
@@ -85,19 +99,45 @@ def clear_finished(directory: Path) -> None:
         _remove(folder)
 
 
-def write(checkpoint: Checkpoint, directory: Path) -> Path:
-    """The checkpoint's folder, on the disk; NotSaved where it cannot be, and then nothing has changed."""
+def write(checkpoint: Checkpoint, directory: Path, shard: Shard = WHOLE) -> Path:
+    """The checkpoint's folder, on the disk; NotSaved where it cannot be, and then nothing has changed.
+
+    With a shard: every rank comes with the state that it holds, and writes its own latents; the folder takes its name when the
+    files of all are on the disk.
+    """
     folder = directory / f"step-{checkpoint.step:08d}"
+    waiting = folder.with_name(f".{folder.name}-parts")
+    index, n = shard.latents.index, shard.latents.size
     tensors: dict[str, Tensor] = {}
-    about = {**vars(checkpoint), "state": _split(checkpoint.state, "", tensors), "tensors": sorted(tensors)}
-    about["format_version"] = FORMAT_VERSION
-    try:
+    tree = _split(checkpoint.state, "", tensors)
+
+    def prepare() -> None:
+        shutil.rmtree(waiting, ignore_errors=True)
+        waiting.mkdir()
+
+    def save() -> None:
+        if shard.tokens.index == 0:  # the others of its column hold the same
+            mine = {name: tensor for name, tensor in tensors.items() if index == 0 or _divided(name, tensor)}
+            file = waiting / _file(index, n)
+            save_file(mine, file)
+            sync(file)
+            about = {"sha256": sha256(file), "tensors": sorted(mine)}
+            file.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
+
+    def commit() -> None:
+        about = {**vars(checkpoint), "state": tree, "format_version": FORMAT_VERSION, "files": {}}
         with replaced_folder(folder) as new:
-            save_file(tensors, new / STATE)
-            about["sha256"] = sha256(new / STATE)
+            for file in (waiting / _file(part, n) for part in range(n)):
+                about["files"][file.name] = read_json(file.with_suffix(".json"))
+                file.rename(new / file.name)
             about["digest"] = _digest(about)
             lines = ",\n".join(f" {json.dumps(name)}: {_json(value)}" for name, value in about.items())
             (new / ABOUT).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+    try:
+        on_first(shard, prepare)
+        all_do(shard, save)
+        on_first(shard, commit)
     except (OSError, SafetensorError) as error:
         needed = sum(tensor.nbytes for tensor in tensors.values())
         free = shutil.disk_usage(directory).free
@@ -105,30 +145,35 @@ def write(checkpoint: Checkpoint, directory: Path) -> Path:
             f"{folder} could not be written ({error}): it needs {needed:,} bytes and more, {free:,} are free; the checkpoints "
             f"before it are whole, resume={str(directory)!r} goes on from the newest"
         ) from error
+    finally:
+        if shard.is_first:
+            shutil.rmtree(waiting, ignore_errors=True)
     return folder
 
 
 def read(folder: Path, shard: Shard = WHOLE) -> Checkpoint:
-    """The checkpoint in a folder, or a shard of it; CorruptFile unless every bit of it is as it was written."""
+    """The checkpoint in a folder, or a shard of it; CorruptFile unless every bit of what is read is as it was written."""
     about = _about(folder)
-    read_header(folder / STATE, about["tensors"])
-    if sha256(folder / STATE) != about["sha256"]:
-        raise CorruptFile(f"{folder / STATE} was altered: its sha256 is not that of {ABOUT}")
-    state = _joined(about["state"], load_file(folder / STATE), shard)
+    state = _joined(about["state"], _tensors(folder, about["files"], shard))
     return Checkpoint(**{name: about[name] for name in Checkpoint.__annotations__} | {"state": state})
 
 
 def newest(directory: Path, shard: Shard = WHOLE) -> tuple[Checkpoint, list[str]]:
     """The newest checkpoint that is whole, and a sentence about each damaged one that was passed over.
 
-    Raises FileNotFoundError where there is none, CorruptFile where none is whole.
+    With a shard: the newest that is whole for every rank.  Raises FileNotFoundError where there is none, CorruptFile where none is
+    whole.
     """
     damaged: list[str] = []
     for folder in reversed(_folders(directory)):
+        found, reason = None, "another process cannot read it"
         try:
-            return read(folder, shard), damaged
+            found = read(folder, shard)
         except (CorruptFile, FileNotFoundError) as error:
-            damaged.append(f"{folder.name} is damaged and was passed over: {error}")
+            reason = str(error)
+        if not shard.total(int(found is None)) and found is not None:
+            return found, damaged
+        damaged.append(f"{folder.name} is damaged and was passed over: {reason}")
     if damaged:
         raise CorruptFile(f"no checkpoint in {directory} is whole: {'; '.join(damaged)}")
     raise FileNotFoundError(
@@ -210,6 +255,8 @@ def _about(folder: Path) -> dict[str, Any]:
             f"{path}: format_version {about['format_version']} is newer than {FORMAT_VERSION}, the newest this library reads; "
             "upgrade tl-crosscoder"
         )
+    if about["format_version"] == 1:
+        about["files"] = {STATE: {"sha256": about["sha256"], "tensors": about["tensors"]}}
     return about
 
 
@@ -237,10 +284,46 @@ def _split(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     return {"$tensor": path}
 
 
-def _joined(tree: Any, tensors: dict[str, Tensor], shard: Shard) -> Any:
-    """The inverse of ``_split``, for the latents of a shard."""
+def _joined(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of ``_split``."""
     if not isinstance(tree, dict):
         return tree
     if "$tensor" in tree:
-        return shard.rows(tree["$tensor"], tensors[tree["$tensor"]]).clone()
-    return {name: _joined(value, tensors, shard) for name, value in tree.items()}
+        return tensors[tree["$tensor"]]
+    return {name: _joined(value, tensors) for name, value in tree.items()}
+
+
+def _file(index: int, n: int) -> str:
+    """The file of the latents that the process of this index, of n, held."""
+    return STATE if n == 1 else f"state-{index:05d}-of-{n:05d}.safetensors"
+
+
+def _divided(name: str, tensor: Tensor) -> bool:
+    """It has a row for each latent."""
+    return tensor.dim() > 0 and by_latent(name)
+
+
+def _tensors(folder: Path, files: dict[str, Any], shard: Shard) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, of the latents of a shard; a file that has none of them is not read.
+
+    Latent g is row g // n of file g % n, and becomes row g // m of rank g % m.
+    """
+    n, m, index = len(files), shard.latents.size, shard.latents.index
+    common = math.gcd(n, m)
+    found: dict[str, Tensor] = {}
+    for part, (name, about) in enumerate(files.items()):
+        here = (part - index) % common == 0
+        if part and not here:
+            continue
+        read_header(folder / name, about["tensors"])
+        if sha256(folder / name) != about["sha256"]:
+            raise CorruptFile(f"{folder / name} was altered: its sha256 is not that of {ABOUT}")
+        for tensor_name, tensor in load_file(folder / name).items():
+            if not _divided(tensor_name, tensor):
+                found[tensor_name] = tensor.clone()
+            elif here:
+                shape = n * len(tensor) // m, *tensor.shape[1:]
+                whole = found.setdefault(tensor_name, tensor.new_empty(shape))
+                first = next(row for row in range(m) if (row * n + part) % m == index)
+                whole[(first * n + part) // m :: n // common] = tensor[first :: m // common]
+    return found

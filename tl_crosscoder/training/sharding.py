@@ -179,11 +179,15 @@ def gathered(tree: Any, shard: Shard, path: str = "") -> Any:
 
 def on_first(shard: Shard, work: Callable[[], object]) -> None:
     """Let the first rank do what is to be done once; the others wait, and where it fails they stop too."""
+    all_do(shard, work if shard.is_first else lambda: None)
+
+
+def all_do(shard: Shard, work: Callable[[], object]) -> None:
+    """Let every rank do its own part; where one fails all stop."""
     failure: Exception | None = None
-    if shard.is_first:
-        try:
-            work()
-        except Exception as error:
-            failure = error
+    try:
+        work()
+    except Exception as error:
+        failure = error
     if shard.total(int(failure is not None)):
-        raise failure or RuntimeError("the first process stopped; it says why")
+        raise failure or RuntimeError("another process stopped; it says why")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,13 @@ from torch import nn
 from tl_crosscoder import __version__
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.losses import LOSSES, Loss
-from tl_crosscoder.training.checkpoint import Checkpoint, clear_finished, newest, prepare, prune, write
+from tl_crosscoder.training.checkpoint import Checkpoint, clear_finished, newest, prune, taken, write
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.data import Feed
 from tl_crosscoder.training.dead import FiringRecord
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.optimizer import Adam
-from tl_crosscoder.training.sharding import gathered, on_first
+from tl_crosscoder.training.sharding import on_first
 from tl_crosscoder.training.window import Window
 
 #: Settings that decide neither a weight nor a row.
@@ -86,9 +87,21 @@ class Keeper:
         self.shard = state.crosscoder.shard
         self.resume = None if resume is None else Path(resume)
         self.directory = self.resume if checkpoints is None else Path(checkpoints)
+        self._held = ExitStack()
+
+    def __enter__(self) -> "Keeper":
+        try:
+            self.start()
+        except BaseException:
+            self._held.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
 
     def start(self) -> None:
-        """Check, before any work, that there can be checkpoints; go on from the newest in ``resume``."""
+        """Check, before any work, that there can be checkpoints, and take their folder; go on from the newest in ``resume``."""
         if self.directory is None:
             return
         if self.state.feed.one_shot:
@@ -114,22 +127,21 @@ class Keeper:
         """Keep the training as it now is."""
         if self.directory is None:
             return
-        tree = gathered(self.state.tree(), self.shard)
-        on_first(self.shard, partial(self._write, tree, self.directory))
+        here = self._checkpoint()
+        write(here, self.directory, self.shard)
+        on_first(self.shard, partial(prune, self.directory, self.config.keep_last, here.step))
 
     def _prepare(self, directory: Path) -> None:
-        prepare(directory)
+        self._held.enter_context(taken(directory))
         if self.resume is None or directory.resolve() != self.resume.resolve():
             clear_finished(directory)
 
-    def _write(self, tree: dict[str, Any], directory: Path) -> None:
+    def _checkpoint(self) -> Checkpoint:
         state, steps = self.state, self.config.steps
         history, late = state.history, 2 * state.feed.step >= steps
         loss = history.rows[-1]["loss"] if late and history.rows else None
-        about = {"training": self._training(), "state": tree, "machine": self._machine()}
-        here = Checkpoint(step=state.feed.step, steps=steps, rows=history.rows, loss=loss, **about)
-        write(here, directory)
-        prune(directory, self.config.keep_last, here.step)
+        about = {"training": self._training(), "state": state.tree(), "machine": self._machine()}
+        return Checkpoint(step=state.feed.step, steps=steps, rows=history.rows, loss=loss, **about)
 
     def farewell(self) -> str:
         """What a signal did, and how to go on."""

@@ -57,10 +57,9 @@ def train(
     feed, firing = Feed(batches, config.steps), FiringRecord(len(crosscoder.W_dec), device, shard)
     state = TrainingState(crosscoder, optimizer, feed, firing, History(notes=feed.notes()), Window(shard))
     keeper, history = Keeper(state, losses, config, checkpoints, resume), state.history
-    keeper.start()
-    crosscoder.partition.check_again(crosscoder.W_enc_rows, crosscoder.W_dec)
     logging = sinks(config, history) if shard.is_first else nullcontext([])
-    with logging as logs, graceful_interrupt() as interrupt, training(crosscoder):
+    with keeper, logging as logs, graceful_interrupt() as interrupt, training(crosscoder):
+        crosscoder.partition.check_again(crosscoder.W_enc_rows, crosscoder.W_dec)
         for step, batch in enumerate(feed, feed.step):
             x = shard.read(batch).to(device, non_blocking=True)
             if step == 0:
