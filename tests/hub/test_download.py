@@ -161,7 +161,7 @@ def test_a_busy_hub_is_asked_again(hub, there, status, monkeypatch):
 def test_a_hub_that_is_down_says_so(hub, there, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)
     hub.fail(".", status=503, times=999)
-    with pytest.raises(HubUnreachable, match=r"looking up me/cc.*answered 503 however often it was asked"):
+    with pytest.raises(HubUnreachable, match=r"looking up me/cc.*answered 503 for \d+ s"):
         download("me/cc")
     hub.faults.clear()
     download("me/cc")
@@ -299,3 +299,20 @@ def test_the_manifest_of_a_folder_is_what_it_holds(tmp_path):
     (tmp_path / "sub" / "b c.txt").write_text("y")
     with pytest.raises(CorruptFile, match=r"b c.txt: sha256 .* was altered"):
         verify(tmp_path)
+
+
+def test_a_hub_that_stays_down_is_given_up_after_a_time_that_a_person_waits(hub, there, monkeypatch, caplog):
+    """With a clock that only sleeping moves: 23 s in the client itself for one file, then our own waits."""
+    clock = [0.0]
+    monkeypatch.setattr("time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("tl_crosscoder.hub.faults.WAITS", (1.0, 2.0, 4.0, 8.0))
+    for request in ("GET /api/models", "HEAD .*/resolve/", "GET /large"):
+        hub.faults.clear()
+        hub.fail(request, status=503, times=999)
+        clock[0] = 0.0
+        with pytest.raises(HubUnreachable, match=r"answered 503 for \d\d s; try again later"):
+            download("me/cc")
+        assert clock[0] <= 60, request
+        assert "the Hub answered 503; asking again in 1 s" in caplog.text
+    assert there

@@ -8,6 +8,7 @@ import pytest
 import tl_crosscoder as tlc
 from tests.hub.published import run_folder, small_crosscoder
 from tl_crosscoder import cli
+from tl_crosscoder.errors import UnreadableFormat
 from tl_crosscoder.hub.inspect import inspect
 from tl_crosscoder.hub.save import save
 
@@ -86,5 +87,5 @@ def test_a_run_folder_stands_for_its_crosscoder(tmp_path):
     assert tlc.origin(tlc.load(run)).conventions.hook == "blocks.13.hook_resid_post"
     assert inspect(run).conventions.d_sae == 16
     shutil.rmtree(run / "crosscoder")
-    with pytest.raises(tlc.errors.UnreadableFormat, match="no .safetensors"):
+    with pytest.raises(UnreadableFormat, match=r"no \.safetensors"):
         tlc.load(run)

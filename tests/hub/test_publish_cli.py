@@ -94,6 +94,6 @@ def test_a_fault_is_one_clear_sentence_and_exit_code_4(hub, call, fault, exit_co
 @pytest.mark.usefixtures("hub")
 def test_wrong_usage_exits_with_2(call, tmp_path):
     code, _, err = call("--license", "mit", run=tmp_path / "nothing")
-    assert code == 2 and "is neither a run folder" in err
+    assert code == 2 and "nothing is not there; wanted a run folder" in err
     code, _, err = call("--license", "mit", "--base-model", "me/base")
     assert code == 2 and "base_model wants both models" in err

@@ -79,9 +79,5 @@ def exit_code(error: Exception) -> int:
         return HUB
     if isinstance(error, CrosscoderError):
         return MISMATCH
-    return (
-        USAGE
-        if isinstance(error, ValueError | KeyError | ImportError | PermissionError)
-        or isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError)
-        else 1
-    )
+    usage = (ValueError, KeyError, ImportError, PermissionError, FileNotFoundError, FileExistsError)
+    return USAGE if isinstance(error, (*usage, NotADirectoryError, IsADirectoryError)) else 1

@@ -1,5 +1,6 @@
 """What goes wrong between here and the Hub, in words that say what to do; and again, where trying again may help."""
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -10,21 +11,30 @@ from tl_crosscoder.errors import HubConflict, HubError, HubUnreachable
 
 Answer = TypeVar("Answer")
 
+logger = logging.getLogger(__name__)
+
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the second try and those after it
-LONGEST_WAIT = 60.0  # seconds: a Hub that asks for more is not waited for
+#: Seconds after its beginning at which a call is not made again.  The Hub's client waits as well, 23 s for one file, and asks
+#: for it in two ways: a Hub that answers nothing but errors is given up after a minute at most.
+PATIENCE = 30.0
 PASSING = (408, 429, 500, 502, 503, 504)
 
 
 def persistently(call: Callable[[], Answer]) -> Answer:
-    """What the call answers, tried again, a few times, where the Hub was busy or the connection broke."""
+    """What the call answers, tried again where the Hub was busy or the connection broke, as long as PATIENCE lasts.
+
+    Each wait is logged as a warning, which Python shows unless told otherwise.
+    """
+    begun = time.monotonic()
     for wait in WAITS:
         try:
             return call()
         except Exception as error:
             cause = _underlying(error)
             pause = _asked_pause(cause) or wait
-            if not _passing(cause) or pause > LONGEST_WAIT:
+            if not _passing(cause) or time.monotonic() - begun + pause > PATIENCE:
                 raise
+            logger.warning("%s; asking again in %.0f s", _short(cause), pause)
             time.sleep(pause * random.uniform(1, 1.25))  # apart from others who were turned away with us
     return call()
 
@@ -32,16 +42,17 @@ def persistently(call: Callable[[], Answer]) -> Answer:
 @contextmanager
 def explained(doing: str, repo: str) -> Iterator[None]:
     """Errors of the Hub's client leave the block as HubError and its kinds; ``doing`` opens each message."""
+    begun = time.monotonic()
     try:
         yield
     except Exception as error:
-        if (known := _explanation(repo, _underlying(error))) is None:
+        if (known := _explanation(repo, _underlying(error), time.monotonic() - begun)) is None:
             raise
         kind, words = known
         raise kind(f"{doing}: {words}") from error
 
 
-def _explanation(repo: str, error: BaseException) -> tuple[type[HubError], str] | None:
+def _explanation(repo: str, error: BaseException, seconds: float) -> tuple[type[HubError], str] | None:
     from huggingface_hub import errors
 
     words: tuple[tuple[type[Exception], type[HubError], str], ...] = (
@@ -72,18 +83,18 @@ def _explanation(repo: str, error: BaseException) -> tuple[type[HubError], str] 
         if isinstance(error, kind):
             return ours, text
     if isinstance(error, errors.HfHubHTTPError):
-        return _status(repo, error)
+        return _status(repo, error, seconds)
     if isinstance(error, _broken()):
         return (
             HubUnreachable,
-            f"no answer from the Hub ({type(error).__name__}); check the connection and try again.",
+            f"no answer from the Hub ({type(error).__name__}) in {seconds:.0f} s; check the connection and try again.",
         )
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return HubUnreachable, "it came cut short; check the connection and try again."
     return None
 
 
-def _status(repo: str, error) -> tuple[type[HubError], str]:
+def _status(repo: str, error, seconds: float) -> tuple[type[HubError], str]:
     status = error.response.status_code
     said = f"  The Hub says: {error.server_message.strip()[:200]}" if error.server_message else ""
     if status == 401:
@@ -97,9 +108,11 @@ def _status(repo: str, error) -> tuple[type[HubError], str]:
     if status in (409, 412):
         return HubConflict, f"someone else changed {repo} at the same time; look at it, then try again.{said}"
     if status == 429:
-        return HubError, f"the Hub allows no more requests for now; try again in some minutes.{said}"
+        pause = _asked_pause(error)
+        when = f"in {pause:.0f} s" if pause else "in some minutes"
+        return HubError, f"the Hub allows no more requests for now; try again {when}.{said}"
     if status >= 500:
-        return HubUnreachable, f"the Hub answered {status} however often it was asked; try again later.{said}"
+        return HubUnreachable, f"the Hub answered {status} for {seconds:.0f} s; try again later.{said}"
     return HubError, f"the Hub answered {status}.{said}"
 
 
@@ -121,6 +134,11 @@ def _passing(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in PASSING
     return isinstance(error, _broken())
+
+
+def _short(error: BaseException) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return f"the Hub answered {status}" if status else f"no answer from the Hub ({type(error).__name__})"
 
 
 def _broken() -> type[Exception]:

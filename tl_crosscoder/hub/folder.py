@@ -13,7 +13,10 @@ def in_run(path: Path) -> Path:
 
 
 def saved_in(path: Path) -> Path:
-    """The folder that :func:`tl_crosscoder.save` wrote: the path, or ``crosscoder/`` in it; else FileNotFoundError, saying what is there."""
+    """The folder that :func:`tl_crosscoder.save` wrote: the path, or ``crosscoder/`` in it.
+
+    FileNotFoundError, with what is there, where neither is one.
+    """
     folder = in_run(path)
     if (folder / CONFIG).is_file():
         return folder

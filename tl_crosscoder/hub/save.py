@@ -124,7 +124,9 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     known = {"format_version", "library_version", "axes", "models", "crosscoder", "extra"}
     found = config.get("format_version")
     if type(found) is not int or found < 1:
-        raise CorruptFile(f"{path}: format_version {found!r} is not a version of this format")
+        raise CorruptFile(
+            f"{path}: format_version {found!r} is not a version of this format; `tl-crosscoder inspect` tells whose the files are"
+        )
     if found > FORMAT_VERSION:
         raise CorruptFile(
             f"{path}: format_version {found} is newer than {FORMAT_VERSION}, the newest this library reads; upgrade tl-crosscoder"

@@ -11,7 +11,10 @@ KNOWN = ", ".join(form.name for form in FORMATS)
 
 
 def detect(path: Path) -> tuple[Format, Contents]:
-    """The format and what is in the file, of a run folder its crosscoder's; UnreadableFormat where there is none or more than one."""
+    """The format and what is in the file; UnreadableFormat where there is none or more than one.
+
+    A run folder stands for its crosscoder.
+    """
     path = in_run(path)
     found = [(form, contents) for contents in look(path) if (form := format_of(contents))]
     if len(found) > 1:
