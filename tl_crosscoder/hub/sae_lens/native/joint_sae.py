@@ -1,22 +1,21 @@
 """A crosscoder as an SAE of SAE-Lens, on the concatenated activations."""
 
-from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
 from sae_lens import SAE, JumpReLUSAE, TopKSAE
-from sae_lens.util import dtype_to_str
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import ShapeMismatch
 from tl_crosscoder.hub.sae_lens.flat import Flat
 from tl_crosscoder.hub.sae_lens.native.metadata import JointMetadata
+from tl_crosscoder.hub.sae_lens.native.precision import FollowsPrecision
 from tl_crosscoder.hub.sae_lens.unflat import unflatten
 from tl_crosscoder.hub.sae_lens.words import origin
 
 
-class JointSAE(SAE):
+class JointSAE(FollowsPrecision):
     """What both kinds of :class:`CrosscoderSAE` share: activations [..., n_models · d_model], model 0 base, 1 tuned."""
 
     def __init__(self, cfg: Any, use_error_term: bool = False):
@@ -75,13 +74,6 @@ class JointSAE(SAE):
         return unflatten(
             Flat(**tensors, k=getattr(self.cfg, "k", None)), origin(self.cfg.metadata.crosscoder, self.dtype)
         )
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> Any:
-        """``half()``, ``double()`` and ``cuda()`` too move what SAE-Lens notes of dtype and device in ``to()`` alone."""
-        super()._apply(fn, recurse)
-        self.dtype, self.device = self.W_dec.dtype, self.W_dec.device
-        self.cfg.dtype, self.cfg.device = dtype_to_str(self.dtype), str(self.device)
-        return self
 
 
 class CrosscoderSAE(JointSAE, JumpReLUSAE):

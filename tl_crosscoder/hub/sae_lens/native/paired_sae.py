@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from sae_lens import SAE
 from torch import Tensor, nn
 
 from tl_crosscoder.errors import HookNotFound, ShapeMismatch
+from tl_crosscoder.hub.sae_lens.native.precision import FollowsPrecision
 
 #: The other models' activations for the forward pass under way: a tensor, or a function that gives it.
 Others = Tensor | Callable[[], Tensor]
 
 
-class PairedSAE(SAE):
+class PairedSAE(FollowsPrecision):
     """An SAE of one model whose codes are the crosscoder's own: it reads the other model's activations at the same tokens.
 
     Inside ``with sae.bound(other_acts):`` it can be attached like any SAE, with or without the error term; ``other_acts`` is

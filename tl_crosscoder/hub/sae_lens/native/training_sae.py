@@ -1,5 +1,6 @@
 """A BatchTopK crosscoder that SAE-Lens' own trainer trains, on [batch, 2 · d_in]."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import SPARSITIES, BatchTopK
+from tl_crosscoder.hub.sae_lens.native.precision import FollowsPrecision
 from tl_crosscoder.hub.sae_lens.words import block
 
 ARCHITECTURE = "tl_crosscoder_batchtopk"
@@ -56,8 +58,11 @@ class CrosscoderTrainingConfig(BatchTopKTrainingSAEConfig):
         return config
 
 
-class CrosscoderTrainingSAE(BatchTopKTrainingSAE):
-    """SAE-Lens' BatchTopK with the norm of a crosscoder in every place where it writes out the norm of the whole decoder row."""
+class CrosscoderTrainingSAE(FollowsPrecision, BatchTopKTrainingSAE):
+    """SAE-Lens' BatchTopK with the norm of a crosscoder in every place where it writes out the norm of the whole decoder row.
+
+    The threshold, which moves by small parts of itself, stays in float64 in every precision.
+    """
 
     cfg: CrosscoderTrainingConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -88,6 +93,23 @@ class CrosscoderTrainingSAE(BatchTopKTrainingSAE):
         recon = (acts / self.code_norms()) @ self.W_dec
         loss = (recon - (sae_in - sae_out).detach()).square().sum(-1).mean()
         return self.cfg.aux_loss_coefficient * min(n_dead / wanted, 1.0) * loss
+
+    def fold_activation_whitening(self, *_: Any, **__: Any) -> None:
+        raise ValueError(
+            "a whitening mixes the models' coordinates, so that no decoder would be a model's own and the code norm another; "
+            "normalise the batches with a Normalizer, and hand it to .crosscoder(normalizer)"
+        )
+
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        state_dict["topk_threshold"] = state_dict["topk_threshold"].double()
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Any:
+        before = self.topk_threshold
+        super()._apply(fn, recurse)
+        if self.topk_threshold.dtype != before.dtype:
+            self.topk_threshold = before.to(self.device)
+        return self
 
     @torch.no_grad()
     def crosscoder(self, normalizer: Normalizer | None = None) -> Crosscoder:
