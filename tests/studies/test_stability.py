@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse, stats
 
-from tl_crosscoder.analysis.acts_matching import acts_of, match_acts
+from tl_crosscoder.analysis.acts_matching import SharedActs, acts_of, match_acts, shifted
+from tl_crosscoder.analysis.matching_nulls import p_value, shift_null
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.sparsity import ReLU
@@ -101,16 +103,56 @@ def test_activations_are_matched_by_their_pearson_correlation():
     a, b = dictionary(), dictionary(seed=9)
     acts = acts_of((a, b), tokens())
     every = torch.arange(D_SAE)
-    found = match_acts(*acts, every, every)
+    found = match_acts(acts.a, acts.b, every, every)
     x = torch.cat(tokens())
     whole = np.corrcoef(a.encode(x).detach().numpy().T, b.encode(x).detach().numpy().T)[:D_SAE, D_SAE:]
     np.testing.assert_allclose(found.best_a, np.nan_to_num(whole).max(1), atol=1e-5)
     np.testing.assert_allclose(found.similarity, whole[tuple(found.pairs.T.numpy())], atol=1e-5)
 
 
+def test_a_shift_moves_tokens_within_their_document_and_keeps_their_order():
+    # a document of 1, one of 4 and one of 5 tokens; latent 0 says which token it is
+    document = np.array([7, 3, 3, 3, 3, 9, 9, 9, 9, 9])
+    acts = sparse.csc_matrix(np.arange(1.0, 11)[:, None])
+    seen = set()
+    for seed in range(60):
+        moved = shifted(acts, document, seed).toarray()[:, 0]
+        assert moved[0] == 1
+        for start, stop in ((1, 5), (5, 10)):
+            here = moved[start:stop]
+            assert sorted(here) == list(range(start + 1, stop + 1)) and here[0] != start + 1
+            assert ((np.diff(here) == 1) | (np.diff(here) == start + 1 - stop)).all()  # a turn, nothing else
+        seen.add(tuple(moved))
+    assert len(seen) == 3 * 4  # every turn of either document
+
+
+def test_after_a_shift_the_same_latents_match_as_often_as_unrelated_ones():
+    """One dictionary twice: all are matched, and after a shift no more than chance; the p-value says it."""
+    a = dictionary()
+    rows = ask(a, permuted(a), tokens(), n_draws=19).table
+    row = rows[(rows["class"] == "all") & (rows["by"] == "activations")].iloc[0]
+    assert row["share"] == 1 and row["shift"] < 0.05 and row["p_shift"] == pytest.approx(1 / 20)
+    assert np.isnan(row["rotation"]) and np.isnan(row["p_random"])
+    tuned = rows[(rows["class"] == "tuned_only") & (rows["by"] == "activations")].iloc[0]
+    assert tuned["random"] < 0.6 < tuned["share"]
+
+
+def test_the_shift_null_is_calibrated():
+    """Activations that have nothing to do with each other: the rank among the shifts is uniform."""
+    rng, p = np.random.default_rng(0), []
+    every, document = torch.arange(6), np.repeat(np.arange(8), 30)
+    for seed in range(100):
+        a, b = (sparse.csc_matrix(np.maximum(rng.normal(size=(240, 6)), 0)) for _ in range(2))
+        null = shift_null(SharedActs(a, b, document), every, every, n_draws=9, seed=seed)
+        p.append(p_value(match_acts(a, b, every, every).mean(), [each.mean() for each in null]))
+    counts = [p.count(value) for value in sorted({i / 10 for i in range(1, 11)})]
+    assert sum(counts) == 100
+    assert stats.chisquare(counts).pvalue > 0.01
+
+
 def test_no_more_tokens_are_read_than_asked_for_and_none_is_an_error():
     a = dictionary()
-    assert acts_of((a, a), tokens(), most=200)[0].shape == (300, D_SAE)  # whole batches
+    assert acts_of((a, a), tokens(), most=200).a.shape == (300, D_SAE)  # whole batches
     with pytest.raises(EmptyData, match="no tokens"):
         acts_of((a, a), [])
 

@@ -88,7 +88,7 @@ def encoded(crosscoder: Crosscoder, batches: Iterable, batch_size: int = 2048) -
             "the batches are one tensor, which would be read row by row; pass [x], or x.split(2048)."
         )
     units = crosscoder.units or crosscoder.normalizer
-    for x, sequence, position in _located(batches, batch_size):
+    for x, sequence, position in located(batches, batch_size):
         if not len(x):
             continue
         x = x.to(crosscoder.W_dec.device, crosscoder.W_dec.dtype)
@@ -122,10 +122,11 @@ def run(crosscoder: Crosscoder, batches: Iterable, analyses: list[Analysis]) -> 
         raise EmptyData("the analysis got no tokens; was the iterator already used up, or the store empty?")
 
 
-def _located(batches: Iterable, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    located: Any = getattr(batches, "located", None)
-    if located is not None:
-        for part in located(batch_size):
+def located(batches: Iterable, batch_size: int = 2048) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Each batch with the sequence and the position of its tokens, -1 for bare tensors."""
+    store: Any = batches
+    if hasattr(store, "located"):
+        for part in store.located(batch_size):
             yield part.x, part.sequence, part.position
         return
     for x in batches:

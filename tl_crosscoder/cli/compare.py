@@ -56,7 +56,10 @@ def compare_command(
         print_figures(result.to_dict(), True)
         return
     print(f"\n{result.verdict}\n")
-    print(result.table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    seen: Any = result.table[(result.table["n_a"] > 0) | (result.table["n_b"] > 0)].dropna(
+        axis="columns", how="all"
+    )
+    print(seen.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.3g}"))
     print(f"\n  {out}" if out is not None else "\n  --out FOLDER keeps the pairs and draws the figure")
 
 

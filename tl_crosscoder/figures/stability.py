@@ -9,6 +9,11 @@ from tl_crosscoder.figures.drawing import DARK, FAINT, ORANGE, SOFT, Drawing, No
 from tl_crosscoder.figures.text import visible
 
 WAYS = {"directions": ORANGE, "activations": SOFT}
+NULLS = {
+    "rotation": ("|", "rotated or shifted"),
+    "shift": ("|", "rotated or shifted"),
+    "random": ("x", "random latents"),
+}
 
 
 def stability_figure(table: pd.DataFrame, pairs: pd.DataFrame, at_least: float) -> Drawing:
@@ -20,15 +25,20 @@ def stability_figure(table: pd.DataFrame, pairs: pd.DataFrame, at_least: float) 
 
     def draw(figure: Any) -> None:
         shares, alike = figure.subplots(1, 2)
-        ways = [way for way in WAYS if way in set(seen["by"])]
+        ways, told = [way for way in WAYS if way in set(seen["by"])], set()
         for step, way in enumerate(ways):
             rows = seen[seen["by"] == way].set_index("class").reindex(names)
             places = np.arange(len(names)) + (step - (len(ways) - 1) / 2) * 0.36
             shares.barh(places, rows["share"], height=0.32, color=WAYS[way], linewidth=0, label=f"by {way}")
-            for null, mark in (("rotation", "|"), ("random", "x")):
-                known = np.isfinite(rows[null].to_numpy(float))
+            for null, (mark, said) in NULLS.items():
+                known = (
+                    np.isfinite(rows[null].to_numpy(float))
+                    if null in rows
+                    else np.zeros(len(rows), dtype=bool)
+                )
                 if known.any():
-                    label = {"rotation": "after a rotation", "random": "random latents"}[null]
+                    label = None if said in told else said
+                    told.add(said)
                     shares.plot(rows[null][known], places[known], mark, color=DARK, markersize=6, label=label)
         sizes = seen.drop_duplicates("class").set_index("class")
         ticks = [

@@ -1,9 +1,10 @@
 """Does another seed, or other data, find the same latents?  Matched one to one, beside what chance would match."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_crosscoder.analysis.acts_matching import acts_of, match_acts
+from tl_crosscoder.analysis.acts_matching import SharedActs, acts_of, match_acts
 from tl_crosscoder.analysis.decoder_norms import classify, delta_norm
 from tl_crosscoder.analysis.matching import MATCHED, Matching, match_latents
-from tl_crosscoder.analysis.matching_nulls import p_value, random_null, rotation_null
+from tl_crosscoder.analysis.matching_nulls import (
+    p_value,
+    random_acts_null,
+    random_null,
+    rotation_null,
+    shift_null,
+)
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import ShapeMismatch
 from tl_crosscoder.figures import Drawing
@@ -25,14 +32,15 @@ from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.weights import weights_sha256
 
 ALIVE = "all"
+NULLS = ("rotation", "shift", "random")
 
 
 @dataclass(frozen=True)
 class StabilityResult(StudyResult):
     """``table``: a row a class and way (``by`` decoder directions, or activations): latents of it in ``n_a`` and ``n_b``, pairs
     ``matched`` within the class, ``share`` of the smaller side, ``upper_bound`` (not one to one), ``mean`` similarity of the pairs;
-    ``rotation`` and ``random``: the nulls' mean share, ``p_rotation`` and ``p_random`` of the share; ``elsewhere``: the share of
-    a's latents of this class whose partner among *all* living latents of b is as similar.
+    ``rotation`` (of directions), ``shift`` (of activations) and ``random``: the nulls' mean share, ``p_...`` of the share under
+    each; ``elsewhere``: the share of a's latents of this class whose partner among *all* living latents of b is as similar.
 
     ``pairs``: a row a pair of living latents: ``a, b, cosine`` (and ``correlation`` where there were activations), both classes.
     """
@@ -41,7 +49,8 @@ class StabilityResult(StudyResult):
     title: ClassVar = "Would another run find them?"
     text: ClassVar = "Latents of two crosscoders matched one to one; a class is matched within itself."
     notes: ClassVar = (
-        "Rotation: the same after turning one side's directions at random. Random: as many living latents of any class.",
+        "Rotation: the same after turning one side's directions at random. Shift: after turning each document's tokens for one "
+        "side. Random: as many living latents of any class.",
     )
     index: ClassVar = ("class", "by")
 
@@ -68,7 +77,12 @@ def _sentence(row: dict[str, Any], at_least: float) -> str:
     if not row["n_a"] or not row["n_b"]:
         return f"Of {sizes} none can be matched."
     text = f"Of {sizes} {row['matched']:,} ({row['share']:.0%}) are matched with {measure} ≥ {at_least:g}"
-    chance = {"after a rotation": row["rotation"], "of random latents": row["random"]}
+    names = {
+        "rotation": "after a rotation",
+        "shift": "after a shift of the tokens",
+        "random": "of random latents",
+    }
+    chance = {said: row[null] for null, said in names.items()}
     known = [f"{value:.1%} {name}" for name, value in chance.items() if value == value]
     return f"{text} ({', '.join(known)})." if known else f"{text}."
 
@@ -86,7 +100,10 @@ def stability(
     parts: str | Path | None = None,
     progress: bool = True,
 ) -> StabilityResult:
-    """The latents that two crosscoders of one pair and hook share, against a rotation null and one of random living latents.
+    """The latents that two crosscoders of one pair and hook share, beside what chance would match.
+
+    Nulls: directions after a rotation of one side, activations after a turn of one side's tokens within each document (bare tensors
+    are one), and of both as many random living latents.
 
     ``batches``: activations that neither was trained on, for the correlation on the same tokens.  ``alive``: for each the number of
     firings of every latent (``table["n_fired"]``); without it those that fire on ``batches``, without both all of them.
@@ -103,7 +120,7 @@ def stability(
     if alive is not None:
         fired = [torch.tensor(np.asarray(n, dtype=float)) for n in alive]
     elif acts is not None:
-        fired = [torch.from_numpy(np.diff(each.indptr)).double() for each in acts]
+        fired = [torch.from_numpy(np.diff(each.indptr)).double() for each in (acts.a, acts.b)]
     else:
         fired = [torch.ones(each.d_sae, dtype=torch.float64) for each in (a, b)]
     labels = [classify(_delta(each).tolist(), n.tolist()) for each, n in zip((a, b), fired, strict=True)]
@@ -114,6 +131,7 @@ def stability(
         study="stability",
         weights=[weights_sha256(a), weights_sha256(b)],
         fired=[n.tolist() for n in fired],
+        acts=None if acts is None else _digest(acts),
         settings=[at_least, n_draws, seed],
     )
     names = [ALIVE] + [name for name in ("tuned_only", "base_only", "shared", "other") if a.n_models > 1]
@@ -124,20 +142,27 @@ def stability(
         mine = [_of_class(ids, kinds, name) for ids, kinds in zip(living, labels, strict=True)]
         found = whole if name == ALIVE else match_latents(rows[0][mine[0]], rows[1][mine[1]])
 
-        def nulls(mine=mine) -> dict[str, list[float]]:
-            return _nulls(rows, living, mine, at_least, n_draws, seed)
+        part, both = name.replace("_", "-"), all(map(len, mine))
 
-        chance = kept(f"nulls-{name.replace('_', '-')}", nulls) if all(map(len, mine)) else {}
+        def of_directions(mine=mine) -> dict[str, list[float]]:
+            return _direction_nulls(rows, living, mine, at_least, n_draws, seed)
+
+        def of_acts(mine=mine) -> dict[str, list[float]]:
+            assert acts is not None
+            return _acts_nulls(acts, living, mine, at_least, n_draws, seed)
+
+        chance = kept(f"nulls-{part}", of_directions) if both else {}
         elsewhere = float(np.mean([j in close for j in mine[0].tolist()])) if len(mine[0]) else np.nan
         table.append({"class": name, "by": "directions"} | _row(found, at_least, chance, elsewhere))
         if acts is not None:
-            together = match_acts(*acts, *mine)
-            table.append({"class": name, "by": "activations"} | _row(together, at_least, {}, np.nan))
+            together = match_acts(acts.a, acts.b, *mine)
+            chance = kept(f"shifts-{part}", of_acts) if both else {}
+            table.append({"class": name, "by": "activations"} | _row(together, at_least, chance, np.nan))
     return StabilityResult(
         pd.DataFrame(table),
         _pairs(whole, living, labels, acts),
         at_least,
-        0 if acts is None else cast(tuple[int, int], acts[0].shape)[0],
+        0 if acts is None else len(acts.document),
     )
 
 
@@ -151,16 +176,37 @@ def _of_class(ids: Int[Tensor, " alive"], kinds: list[str], name: str) -> Int[Te
     return ids if name == ALIVE else ids[[kinds[j] == name for j in ids.tolist()]]
 
 
-def _nulls(
+def _direction_nulls(
     rows: list[Tensor], living: list[Tensor], mine: list[Tensor], at_least: float, n: int, seed: int
 ) -> dict[str, list[float]]:
-    rotated = rotation_null(rows[0][mine[0]], rows[1][mine[1]], n_draws=n, seed=seed)
-    whole = all(len(m) == len(every) for m, every in zip(mine, living, strict=True))
+    found = {"rotation": rotation_null(rows[0][mine[0]], rows[1][mine[1]], n_draws=n, seed=seed)}
+    if chosen := _chosen(living, mine):
+        found["random"] = random_null(rows[0], rows[1], living[0], living[1], chosen, n_draws=n, seed=seed)
+    return {name: [matching.share(at_least) for matching in null] for name, null in found.items()}
+
+
+def _acts_nulls(
+    acts: SharedActs, living: list[Tensor], mine: list[Tensor], at_least: float, n: int, seed: int
+) -> dict[str, list[float]]:
+    found = {"shift": shift_null(acts, *mine, n_draws=n, seed=seed)}
+    if chosen := _chosen(living, mine):
+        found["random"] = random_acts_null(acts, living[0], living[1], chosen, n_draws=n, seed=seed)
+    return {name: [matching.share(at_least) for matching in null] for name, null in found.items()}
+
+
+def _chosen(living: list[Tensor], mine: list[Tensor]) -> tuple[int, int] | None:
+    """The sizes of a class; None for all living latents, which are no choice."""
     sizes = len(mine[0]), len(mine[1])
-    random: list[Matching] = []
-    if not whole:
-        random = random_null(rows[0], rows[1], living[0], living[1], sizes, n_draws=n, seed=seed)
-    return {"rotation": [m.share(at_least) for m in rotated], "random": [m.share(at_least) for m in random]}
+    return None if sizes == (len(living[0]), len(living[1])) else sizes
+
+
+def _digest(acts: SharedActs) -> str:
+    """sha256 of all activations and of where documents begin."""
+    whole = hashlib.sha256(acts.document.tobytes())
+    for each in (acts.a, acts.b):
+        for part in (each.data, each.indices, each.indptr):
+            whole.update(part.tobytes())
+    return whole.hexdigest()
 
 
 def _row(
@@ -175,19 +221,21 @@ def _row(
         "mean": found.mean(),
         "elsewhere": elsewhere,
     }
-    for name in ("rotation", "random"):
+    for name in NULLS:
         null = chance.get(name) or []
         row[name] = float(np.mean(null)) if null else np.nan
         row[f"p_{name}"] = p_value(found.share(at_least), null) if null else np.nan
     return row
 
 
-def _pairs(whole: Matching, living: list[Tensor], labels: list[list[str]], acts) -> pd.DataFrame:
+def _pairs(
+    whole: Matching, living: list[Tensor], labels: list[list[str]], acts: SharedActs | None
+) -> pd.DataFrame:
     a, b = living[0][whole.pairs[:, 0]].tolist(), living[1][whole.pairs[:, 1]].tolist()
     table = pd.DataFrame({"a": a, "b": b, "cosine": whole.similarity.double().numpy()})
     table["class_a"], table["class_b"] = [labels[0][j] for j in a], [labels[1][i] for i in b]
     if acts is not None:
-        table["correlation"] = list(_correlations(acts[0], acts[1], a, b))
+        table["correlation"] = list(_correlations(acts.a, acts.b, a, b))
     return table.sort_values("cosine", ascending=False, kind="stable", ignore_index=True)
 
 
