@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from tl_crosscoder.hub.sae_lens.native.joint_sae import CrosscoderSAE, CrosscoderTopKSAE
 
 
+#: What to do about a setting under which an SAE is no function of the plain activations.
+REMEDIES = {
+    "expected_average_only_in": "fold the factor it was trained with: sae.fold_activation_norm_scaling_factor(factor)",
+    "covariance_whitening": "fold the whitening it was trained with: sae.fold_activation_whitening(mean, matrix, inverse)",
+    "hook_z": "sae.turn_off_forward_pass_hook_z_reshaping(); sae.cfg.reshape_activations = 'none'; it then reads flat activations",
+}
+BY_TOKEN = (
+    "each token is scaled by itself, which no crosscoder does: scale the activations before it reads them, and set "
+    "sae.cfg.normalize_activations = 'none'"
+)
+
+
 def to_sae_lens(
     crosscoder: Crosscoder, *, hook: str | None = None, extra: dict[str, Any] | None = None
 ) -> "CrosscoderSAE | CrosscoderTopKSAE":
@@ -42,10 +54,14 @@ def from_sae_lens(sae: "SAE", *, n_models: int | None = None) -> Crosscoder:
     """The crosscoder that computes what an SAE of the concatenated activations does; its weights are copies, and it is folded.
 
     ``n_models`` is for an SAE that does not say of how many models it is, such as one that SAE-Lens itself trained.  Raises
-    ValueError for an SAE that is not ``jumprelu``, ``topk`` or ``standard``, or that rescales what it reads.
+    ValueError, with the remedy, for an SAE that is not ``jumprelu``, ``topk`` or ``standard``, or that rescales what it reads.
     """
     flat, block = flat_of(sae), sae.cfg.metadata.crosscoder
     if isinstance(block, dict):
+        if n_models not in (None, block.get("n_models")):
+            raise ValueError(
+                f"n_models={n_models}, but this SAE says that it is of {block.get('n_models')!r:.40}"
+            )
         return unflatten(flat, origin(block, flat.b_dec.dtype))
     if n_models is None:
         raise ValueError(
@@ -65,11 +81,14 @@ def flat_of(sae: "SAE") -> Flat:
             "'topk' or 'standard' (of one in training: save_inference_model)"
         )
     for name in ("normalize_activations", "reshape_activations"):
-        if getattr(config, name) != "none":
-            raise ValueError(
-                f"this SAE has {name}={getattr(config, name)!r}; fold it in first, wanted 'none'"
-            )
+        if (found := getattr(config, name)) != "none":
+            raise ValueError(f"this SAE has {name}={found!r}, wanted 'none'; {REMEDIES.get(found, BY_TOKEN)}")
     weights: dict[str, Tensor] = {name: p.detach().clone() for name, p in sae.named_parameters()}
+    if further := sorted(set(weights) - {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}):
+        raise ValueError(
+            f"a {type(sae).__name__} also has {further[0]}, for which a crosscoder has no place; convert the crosscoder that it is "
+            "a part of"
+        )
     if config.apply_b_dec_to_input:
         shift = weights["b_dec"].double() @ weights["W_enc"].double()
         weights["b_enc"] = (weights["b_enc"].double() - shift).to(weights["b_enc"])
