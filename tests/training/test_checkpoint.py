@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -48,6 +49,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
         "twice": {"a": shared, "b": shared},
         "none": {},
         "values": {"large": 2**127, "small": 0.1, "no": None, "text": "ü", "list": [1, 2]},
+        "infinite": -math.inf,
     }
     before = checkpoint(12, loss=0.25, state=state)
     after = read(write(before, tmp_path))

@@ -113,7 +113,7 @@ def write(checkpoint: Checkpoint, directory: Path, shard: Shard = WHOLE) -> Path
 
     def prepare() -> None:
         shutil.rmtree(waiting, ignore_errors=True)
-        waiting.mkdir()
+        waiting.mkdir(parents=True)
 
     def save() -> None:
         if shard.tokens.index == 0:  # the others of its column hold the same
@@ -140,7 +140,7 @@ def write(checkpoint: Checkpoint, directory: Path, shard: Shard = WHOLE) -> Path
         on_first(shard, commit)
     except (OSError, SafetensorError) as error:
         needed = sum(tensor.nbytes for tensor in tensors.values())
-        free = shutil.disk_usage(directory).free
+        free = shutil.disk_usage(directory if directory.exists() else directory.parent).free
         raise NotSaved(
             f"{folder} could not be written ({error}): it needs {needed:,} bytes and more, {free:,} are free; the checkpoints "
             f"before it are whole, resume={str(directory)!r} goes on from the newest"
@@ -276,6 +276,8 @@ def _split(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {
             name: _split(value, f"{path}.{name}" if path else name, tensors) for name, value in tree.items()
         }
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return {"$float": str(tree)}  # JSON has none
     if not isinstance(tree, Tensor):
         return tree
     plain = tree.detach().cpu().contiguous()
@@ -290,6 +292,8 @@ def _joined(tree: Any, tensors: dict[str, Tensor]) -> Any:
         return tree
     if "$tensor" in tree:
         return tensors[tree["$tensor"]]
+    if "$float" in tree:
+        return float(tree["$float"])
     return {name: _joined(value, tensors) for name, value in tree.items()}
 
 

@@ -1,19 +1,21 @@
 """Where a training stands, and its checkpoints as it goes on."""
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tl_crosscoder import __version__
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.losses import LOSSES, Loss
+from tl_crosscoder.errors import NotSaved
 from tl_crosscoder.training.checkpoint import Checkpoint, clear_finished, newest, prune, taken, write
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.data import Feed
@@ -25,6 +27,9 @@ from tl_crosscoder.training.window import Window
 
 #: Settings that decide neither a weight nor a row.
 REPORTING = ("checkpoint_every", "keep_last", "log_path", "progress", "wandb_project")
+
+#: The folder, beside the checkpoints, of a step whose loss was not finite.
+CRASHED = "crashed"
 
 
 @dataclass
@@ -41,8 +46,6 @@ class TrainingState:
 
     def tree(self) -> dict[str, Any]:
         """Tensors and JSON values."""
-        device = self.crosscoder.W_dec.device
-        random = {"cpu": torch.get_rng_state()}
         return {
             "crosscoder": dict(self.crosscoder.state_dict()),
             "attributes": {name: _attributes(module) for name, module in self.crosscoder.named_modules()},
@@ -51,7 +54,7 @@ class TrainingState:
             "tokens_since_fired": self.firing.tokens_since_fired,
             "window": self.window.state_dict(),
             "data": self.feed.state_dict(),
-            "random": random | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}),
+            "random": random_state(self.crosscoder.W_dec.device),
         }
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -70,6 +73,12 @@ class TrainingState:
         torch.set_rng_state(tree["random"]["cpu"])
         if device.type == "cuda" and "cuda" in tree["random"]:
             torch.cuda.set_rng_state(tree["random"]["cuda"], device)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Where torch's random numbers stand."""
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state()} | cuda
 
 
 class Keeper:
@@ -135,6 +144,7 @@ class Keeper:
         self._held.enter_context(taken(directory))
         if self.resume is None or directory.resolve() != self.resume.resolve():
             clear_finished(directory)
+            shutil.rmtree(directory / CRASHED, ignore_errors=True)
 
     def _checkpoint(self) -> Checkpoint:
         state, steps = self.state, self.config.steps
@@ -142,6 +152,33 @@ class Keeper:
         loss = history.rows[-1]["loss"] if late and history.rows else None
         about = {"training": self._training(), "state": state.tree(), "machine": self._machine()}
         return Checkpoint(step=state.feed.step, steps=steps, rows=history.rows, loss=loss, **about)
+
+    @contextmanager
+    def watching(self, batch: Tensor) -> Iterator[None]:
+        """A step whose loss or gradient is not finite is kept beside the checkpoints, and the error says where."""
+        device, sparsity = self.state.crosscoder.W_dec.device, self.state.crosscoder.sparsity
+        random, buffers = random_state(device), [(b, b.clone()) for b in sparsity.buffers()]
+        try:
+            yield
+        except FloatingPointError as error:
+            for buffer, before in buffers:  # the running threshold, which has seen the batch
+                buffer.copy_(before)
+            raise FloatingPointError(f"{error}  {self._crashed(batch, random)}") from error
+
+    def _crashed(self, batch: Tensor, random: dict[str, Tensor]) -> str:
+        """Where a checkpoint of the training before this step is now, whose next and only batch is this one."""
+        if self.directory is None:
+            return "With checkpoints=a folder the step would have been kept, to be taken again."
+        folder, step = self.directory / CRASHED, self.state.feed.step - 1
+        here = self._checkpoint()
+        only = {"step": step, "random_state": random["cpu"], "epoch": 0, "batch": 0, "last_sha256": None}
+        state = here.state | {"batch": batch, "random": random, "data": only, "cursor": here.state["data"]}
+        try:
+            write(replace(here, step=step, state=state, loss=None), folder, self.shard)
+            on_first(self.shard, partial(prune, folder, 1, step))
+        except (NotSaved, RuntimeError) as error:
+            return f"The step could not be kept: {error}"
+        return f"The step is kept: tl_crosscoder.training.crash.reproduce({str(folder)!r}) takes it again."
 
     def farewell(self) -> str:
         """What a signal did, and how to go on."""

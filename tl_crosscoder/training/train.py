@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.crosscoder import Crosscoder, CrosscoderOutput
 from tl_crosscoder.dictionary.losses import MSE, AuxK, Loss, Progress
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.data import Feed, geometric_median, refuse_store
@@ -43,7 +43,8 @@ def train(
 
     Raises TypeError for a store that is not shuffled and for checkpoints of batches that can be read only once, before any work;
     EmptyData where the batches end early, NonFiniteActs for NaN or Inf activations, FloatingPointError for a loss or gradient that
-    is not finite: the weights are then those of the step before.  NotSaved where a checkpoint cannot be written; the one before it
+    is not finite: the weights are then those of the step before, and ``checkpoints/crashed`` has what it takes to take the step
+    again (:func:`tl_crosscoder.training.crash.reproduce`).  NotSaved where a checkpoint cannot be written; the one before it
     is whole.
     """
     config = TrainConfig() if config is None else config
@@ -64,12 +65,8 @@ def train(
             x = shard.read(batch).to(device, non_blocking=True)
             if step == 0:
                 start_bias(crosscoder, batch.to(device), config)
-            crosscoder.sparsity.advance(step, config.steps)
-            progress = Progress(step, config.steps, state.tokens, firing.tokens_since_fired)
-            with torch.enable_grad():  # notebooks switch gradients off; reading the batches stays as it was
-                out = crosscoder(x)
-                terms = {loss.name: loss(x, out, crosscoder, progress) for loss in losses}
-                optimizer.descend(terms, lr=config.lr_at(step), clip=config.clip, step=step)
+            with keeper.watching(batch):
+                out, terms = take_step(state, losses, config, x, step)
             firing.update(out.codes)
             state.window.add(out, terms)
             state.tokens += len(batch)
@@ -86,6 +83,20 @@ def train(
                     log.note(history.notes[-1])
                 break
     return history
+
+
+def take_step(
+    state: TrainingState, losses: Sequence[Loss], config: TrainConfig, x: Tensor, step: int
+) -> tuple[CrosscoderOutput, dict[str, Tensor]]:
+    """One step down the losses on a batch: what the crosscoder made of it before, and each loss."""
+    crosscoder = state.crosscoder
+    crosscoder.sparsity.advance(step, config.steps)
+    progress = Progress(step, config.steps, state.tokens, state.firing.tokens_since_fired)
+    with torch.enable_grad():  # notebooks switch gradients off; reading the batches stays as it was
+        out = crosscoder(x)
+        terms = {loss.name: loss(x, out, crosscoder, progress) for loss in losses}
+        state.optimizer.descend(terms, lr=config.lr_at(step), clip=config.clip, step=step)
+    return out, terms
 
 
 @contextmanager
