@@ -40,7 +40,7 @@ def reader() -> Crosscoder:
 
 def table(called=(0, 1)):
     classes = ["tuned_only" if j in called else "shared" for j in range(5)]
-    columns = {"class": classes, "rank_score": [5.0, 4, 3, 2, 1], "n_fired": 9.0}
+    columns = {"class": classes, "rank_score": [5.0, 4, 3, 2, 1], "n_fired": 9.0, "max_act": 1.0}
     return pd.DataFrame(columns, index=pd.RangeIndex(5, name="latent"))
 
 
@@ -68,6 +68,46 @@ def test_fractions_are_those_counted_by_hand(chats):
     assert latents["assistant_fraction"].to_dict() == pytest.approx({0: 0, 1: 0, 2: 1 / 5, 3: 1 / 7})
     assert latents.loc[3, "template_enrichment"] == pytest.approx(1)  # fires everywhere: by chance
     assert latents.loc[0, "template_enrichment"] == pytest.approx(7 / 4)
+
+
+def graded() -> Crosscoder:
+    """One latent that fires with 1 on <user>, .5 on <assistant> and .05 on everything else."""
+    crosscoder = Crosscoder(4, 1, ReLU())
+    with torch.no_grad():
+        crosscoder.W_enc_rows.zero_()
+        crosscoder.W_enc_rows[0, 1, :3] = torch.tensor([1.0, 0.5, 0.05])
+        crosscoder.W_dec.fill_(1)
+    return crosscoder.eval()
+
+
+def test_weak_and_strong_firings_are_counted_apart(chats):
+    frame = pd.DataFrame({"class": ["tuned_only"], "n_fired": 9.0, "max_act": 1.0})
+    result = template_tokens(graded(), chats, frame, least=10, progress=False)
+    rows = result.strengths[result.strengths["latents"] == "tuned-only latents"].set_index("strength")
+    # of each of 12 chats <user>ab<end><assistant>c<end>: a, b, c and two <end> are weak, two of these five the template's
+    assert rows["n"].to_dict() == {"to .1": 60, ".1 to .4": 0, ".4 to .7": 12, "above .7": 12}
+    assert rows["share"].to_dict() == pytest.approx(
+        {"to .1": 2 / 5, ".1 to .4": np.nan, ".4 to .7": 1, "above .7": 1}, nan_ok=True
+    )
+    assert (
+        "(to .1 of the largest activation) 40% are there, of the strong ones (above .7) 100%."
+        in result.verdict
+    )
+
+
+def test_the_first_token_is_counted_apart_where_it_was_kept(chats):
+    assert study(chats).latents["bos_fraction"].isna().all()  # the capture left it out
+    said = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
+    whole = capture(
+        OneHotPair(TOKENIZER),
+        Corpus.from_chats([said] * 12, TOKENIZER),
+        drop=Drop(first=False, special=False, sinks=None),
+        progress=False,
+    )
+    latents = study(whole).latents.set_index("latent")
+    # <bos> is on axis 2 like any other token: latent 2 fires there and five times after, latent 3 there and on seven
+    assert latents["bos_fraction"].to_dict() == pytest.approx({0: 0, 1: 0, 2: 1 / 6, 3: 1 / 8})
+    assert latents["template_fraction"].to_dict() == pytest.approx({0: 1, 1: 1, 2: 2 / 5, 3: 4 / 7})
 
 
 def test_each_slot_has_its_token_and_the_latents_that_fire_there(chats):

@@ -9,10 +9,11 @@ from tl_crosscoder.figures.drawing import DARK, FAINT, ORANGE, SOFT, Drawing, No
 from tl_crosscoder.figures.text import visible
 
 
-def template_figure(latents: pd.DataFrame, slots: pd.DataFrame) -> Drawing:
-    """Left: the template's share of firings, called against shared.  Right: the mean share in each slot, beside chance.
+def template_figure(latents: pd.DataFrame, slots: pd.DataFrame, strengths: pd.DataFrame) -> Drawing:
+    """Left: the template's share of firings, called against shared; of weak and strong ones.  Right: in each slot, beside chance.
 
-    Columns of ``latents``: template_fraction, called, class, enough; of ``slots``: token, share_of_tokens, called, shared.
+    Columns of ``latents``: template_fraction, called, class, enough; of ``slots``: token, share_of_tokens, called, shared; of
+    ``strengths``: latents (the called ones, then the shared), strength, share.
     """
     if not len(latents) or not len(slots):
         raise NotDrawn("no latent fired in a chat")
@@ -21,7 +22,7 @@ def template_figure(latents: pd.DataFrame, slots: pd.DataFrame) -> Drawing:
     shared = kept[(kept["class"] == "shared") & ~kept["called"].astype(bool)]
 
     def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2, width_ratios=[1, 1.3])
+        left, middle, right = figure.subplots(1, 3, width_ratios=[1, 0.8, 1.3])
         for part, colour, label in ((shared, DARK, "shared"), (called, ORANGE, "in question")):
             if len(part):
                 share = np.full(len(part), 100 / len(part))
@@ -30,6 +31,16 @@ def template_figure(latents: pd.DataFrame, slots: pd.DataFrame) -> Drawing:
         left.set_xlabel("share of firings on the template")
         left.set_ylabel("latents, %")
         left.legend(loc="upper right", handlelength=1)
+        names = list(dict.fromkeys(strengths["latents"]))[:2] if len(strengths) else []
+        for name, colour in zip(names, (ORANGE, DARK), strict=False):
+            rows = strengths[strengths["latents"] == name]
+            middle.plot(rows["strength"], 100 * rows["share"].astype(float), "o-", color=colour, markersize=3)
+        chance = 100 * float(np.asarray(slots["share_of_tokens"], float).sum())
+        middle.axhline(chance, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)))
+        middle.tick_params(axis="x", rotation=60, length=0)
+        middle.set_ylim(bottom=0)
+        middle.set_ylabel("on the template, %")
+        middle.set_title("by strength of the firing")
         places = np.arange(len(slots))
         columns = (
             ("share_of_tokens", FAINT, "of the tokens"),
@@ -46,4 +57,4 @@ def template_figure(latents: pd.DataFrame, slots: pd.DataFrame) -> Drawing:
         right.set_title("in each slot of an exchange")
         right.legend(handlelength=1)
 
-    return Drawing(draw, (7.5, 3.0))
+    return Drawing(draw, (9.0, 3.0))

@@ -11,20 +11,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
 from tl_crosscoder.analysis.base import run
 from tl_crosscoder.analysis.table import ranked
-from tl_crosscoder.analysis.template_tokens import TemplateTokens
+from tl_crosscoder.analysis.template_tokens import STRENGTHS, TemplateTokens
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.figures import Drawing
 from tl_crosscoder.figures.template import template_figure
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.template_slots import TemplateSlots
 from tl_crosscoder.studies.progress import TrackedBatches
+from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.result import StudyResult
 
 MOSTLY, THIRD = 0.5, 1 / 3
+MEDIANS = ("template_fraction", "template_enrichment", "user_fraction", "assistant_fraction", "bos_fraction")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class TemplateResult(StudyResult):
     and for at least a ``third`` on the template, with 95 % Wilson intervals, and median fraction and enrichment.
 
     ``latents``: the fractions of each live latent.  ``slots``: each place in the template with its token, its share of the chat
-    tokens, and the mean share of firings there.  ``counts``: what there was, and ``why`` where there was nothing to count."""
+    tokens, and the mean share of firings there.  ``strengths``: for each group and strength of a firing (of the latent's largest
+    activation) the firings ``n`` of all its latents, and the ``share`` of them on the template.  ``counts``: what there was, and
+    ``why`` where there was nothing to count."""
 
     key: ClassVar = "template"
     title: ClassVar = "Do they live on the chat template?"
@@ -48,6 +53,7 @@ class TemplateResult(StudyResult):
     table: pd.DataFrame
     latents: pd.DataFrame
     slots: pd.DataFrame
+    strengths: pd.DataFrame
     counts: dict[str, Any]
 
     @property
@@ -63,11 +69,23 @@ class TemplateResult(StudyResult):
         text += f"{asked['mostly']:.0%} ({span}) fire mostly on the template's tokens and {asked['third']:.0%} for a third"
         if shared["n"]:
             text += f"; of {shared['n']:,} shared latents {shared['mostly']:.0%} and {shared['third']:.0%}"
-        return text + f". The template writes {self.counts['template_rate']:.0%} of the chat tokens."
+        text += f". The template writes {self.counts['template_rate']:.0%} of the chat tokens."
+        return text + self._strong(asked["latents"])
+
+    def _strong(self, group: str) -> str:
+        """Where the weak and the strong firings of a group are, beside the shared ones'."""
+        share = {(row["latents"], row["strength"]): row["share"] for row in records(self.strengths)}
+        weak, strong = (share.get((group, s)) for s in (STRENGTHS[0], STRENGTHS[-1]))
+        if weak is None or strong is None:
+            return ""
+        text = f" Of their weak firings ({STRENGTHS[0]} of the largest activation) {weak:.0%} are there, of the strong ones "
+        shared = share.get(("shared", STRENGTHS[-1]))
+        beside = "" if shared is None else f" (shared latents {shared:.0%})"
+        return f"{text}({STRENGTHS[-1]}) {strong:.0%}{beside}."
 
     def plot(self) -> Drawing:
-        """The distribution of the template's share, and the share of firings in each slot."""
-        return template_figure(self.latents, self.slots)
+        """The distribution of the template's share, and the share of firings in each slot and at each strength."""
+        return template_figure(self.latents, self.slots, self.strengths)
 
 
 def template_tokens(
@@ -91,7 +109,8 @@ def template_tokens(
         why = "the text has no token of a chat template (no chats, or a tokenizer without a template)."
         return _nothing(why, least)
     slots = _slots(store)
-    analysis = TemplateTokens(crosscoder, store.corpus, slots)
+    largest = torch.tensor(table["max_act"].to_numpy(float)) if "max_act" in table else None
+    analysis = TemplateTokens(crosscoder, store.corpus, slots, max_act=largest)
     run(crosscoder, TrackedBatches(store, "reading chats", progress), [analysis])
     if not analysis.tokens[1:].sum():
         return _nothing("no token of a chat was kept in these activations.", least)
@@ -107,6 +126,7 @@ def template_tokens(
         "all live": frame["n_chat"] > 0,
     }
     rows = [{"latents": name, **_group(frame[mask & enough])} for name, mask in groups.items()]
+    strengths = [] if largest is None else _by_strength(analysis, {n: m & enough for n, m in groups.items()})
     rates = analysis.base_rates().cpu().numpy()
     counts = {"chat_tokens": int(analysis.tokens[1:].sum()), "template_rate": float(rates[2:].sum())}
     counts |= {"too_few": int((frame["called"] & ~enough).sum()), "least": least, "why": ""}
@@ -123,7 +143,20 @@ def template_tokens(
         for i, name in enumerate(names)
     ]
     alive = frame[frame["n_chat"] > 0].assign(enough=enough)
-    return TemplateResult(pd.DataFrame(rows), alive.reset_index(), pd.DataFrame(places), counts)
+    return TemplateResult(
+        pd.DataFrame(rows), alive.reset_index(), pd.DataFrame(places), pd.DataFrame(strengths), counts
+    )
+
+
+def _by_strength(analysis: TemplateTokens, groups: dict[str, Any]) -> list[dict[str, Any]]:
+    fired, rows = analysis.by_strength().cpu().numpy(), []
+    for name, mask in groups.items():
+        for strength, (other, template) in zip(STRENGTHS, fired[mask.to_numpy(bool)].sum(0), strict=True):
+            n = other + template
+            rows.append(
+                {"latents": name, "strength": strength, "n": int(n), "share": template / n if n else np.nan}
+            )
+    return rows
 
 
 def _slots(store: PairedActivations) -> TemplateSlots | None:
@@ -153,7 +186,7 @@ def _group(frame: Any) -> dict[str, Any]:
             f"{name}_low": interval.low if interval else np.nan,
             f"{name}_high": interval.high if interval else np.nan,
         }
-    for name in ("template_fraction", "template_enrichment", "user_fraction", "assistant_fraction"):
+    for name in MEDIANS:
         row[name] = float(frame[name].median()) if n else np.nan
     return row
 
@@ -167,9 +200,9 @@ def _nothing(why: str, least: int) -> TemplateResult:
         [{"latents": name, **_group(_no_latents())} for name in ("tuned-only latents", "shared", "all live")]
     )
     counts = {"chat_tokens": 0, "template_rate": None, "too_few": 0, "least": least, "why": why}
-    return TemplateResult(empty, _no_latents(), pd.DataFrame(), counts)
+    return TemplateResult(empty, _no_latents(), pd.DataFrame(), pd.DataFrame(), counts)
 
 
 def _no_latents() -> pd.DataFrame:
-    names = ("template_fraction", "template_enrichment", "user_fraction", "assistant_fraction")
+    names = MEDIANS
     return pd.DataFrame({name: np.zeros(0) for name in names})
