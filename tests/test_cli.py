@@ -87,6 +87,9 @@ def test_the_whole_job_leaves_what_was_promised_and_a_verdict(models, tmp_path, 
     ):
         assert (run / part).is_file(), part
     metrics = json.loads((run / "metrics.json").read_text())
+    kept = json.loads((run / "crosscoder" / "config.json").read_text())["extra"]
+    assert kept["capture"]["tokens"] == metrics["store"]["tokens"] and kept["capture"]["drop"]["first"]
+    assert kept["pair"] == metrics["pair"]
     assert metrics["verdict"][0] in out
     assert metrics["behaviour"]["table"] and metrics["substitution"]["held-out text"]["table"]
     assert len(pd.read_parquet(run / "latents.parquet")) == 64

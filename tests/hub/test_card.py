@@ -188,3 +188,15 @@ def test_hostile_words_stay_words(word):
 )
 def test_any_words_stay_words(word):
     check_inert(word)
+
+
+def test_the_page_tells_with_which_tokenizer_and_what_became_of_the_first_token():
+    capture = {
+        "tokens": 9000, "bos": {"id": 2, "sequences_opened_by_it": 1234}, "drop": {"first": True}, "dropped": {"first": 1234},
+        "tokenizer_sha256": "a" * 64, "chat_template_sha256": None,
+    }  # fmt: skip
+    text = made(Study({"pair": PAIR, "capture": capture}))
+    assert "| first token | 1,234 sequences begin with BOS (id 2); it was left out |" in text
+    assert f"| tokenizer | vocabulary `{'a' * 16}` |" in text
+    adapted = {"base": {"name": "a/b"}, "tuned": {"name": "a/b", "adapter_name": "moon"}}
+    assert "| [a/b](https://huggingface.co/a/b) + adapter `moon` |" in made(Study({"pair": adapted}))

@@ -52,7 +52,7 @@ def test_one_commit_holds_everything_and_loads_bit_equal(hub, tmp_path):
         assert torch.equal(loaded.state_dict()[name], tensor)
     folder = download("me/cc", ["*.json", "*.parquet"])
     assert commit_of(folder) == done.commit
-    assert read_config(folder)["extra"] == EXTRA
+    assert read_config(folder)["extra"] == EXTRA | {"metrics": FIGURES}
     table = pd.read_parquet(folder / "latents.parquet")
     pd.testing.assert_frame_equal(table, small_table())
     assert table.attrs["metrics"] == FIGURES
@@ -60,7 +60,7 @@ def test_one_commit_holds_everything_and_loads_bit_equal(hub, tmp_path):
 
 def test_what_is_saved_locally_is_what_is_published(hub, tmp_path):
     published()
-    local = tlc.save(small_crosscoder(), tmp_path / "local", extra=EXTRA)
+    local = tlc.save(small_crosscoder(), tmp_path / "local", extra=EXTRA | {"metrics": FIGURES})
     for name in ("config.json", "model.safetensors"):
         assert on_the_hub(hub)[name] == (local / name).read_bytes()
 

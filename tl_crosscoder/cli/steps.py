@@ -57,14 +57,23 @@ def capture_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Both models' residual streams on the same tokens, into a folder; resumes where it stopped."""
+    """Both models' residual streams on the same tokens, into a folder; resumes where it stopped.
+
+    By many processes, each with both models: torchrun --nproc-per-node N -m tl_crosscoder capture ...
+    """
     questions = read_lines(prompts)
     from tl_crosscoder.models.capture import capture
+    from tl_crosscoder.training.sharding import joined
 
-    pair = load_pair(base, tuned, adapter, hook, device, dtype)
-    corpus = read_corpus(pair, text, context, limit)
-    store = capture(pair, corpus, out, dtype=dtype, prompts=questions, progress=not quiet)
-    print_figures({"tokens": len(store), "d_in": store.d_in, "dropped": store.manifest["dropped"]}, as_json)
+    with joined(device=device) as shard:
+        pair = load_pair(base, tuned, adapter, hook, device, dtype)
+        corpus = read_corpus(pair, text, context, limit)
+        store = capture(
+            pair, corpus, out, dtype=dtype, prompts=questions, progress=not quiet, ranks=shard.every
+        )
+    if shard.is_first:
+        figures = {"tokens": len(store), "d_in": store.d_in, "dropped": store.manifest["dropped"]}
+        print_figures(figures, as_json)
 
 
 @app.command("train")
@@ -103,6 +112,7 @@ def train_command(
     from tl_crosscoder.diffing.run import learn
     from tl_crosscoder.hub.save import save
     from tl_crosscoder.models.activations import PairedActivations
+    from tl_crosscoder.models.manifest import trained_on
     from tl_crosscoder.training.sharding import joined, united
 
     seen, _ = PairedActivations.open(acts).split(1 - config.held_out, config.seed)
@@ -129,7 +139,7 @@ def train_command(
             soft_wrap=True,
         )
         raise typer.Exit(128 + (history.stopped_by or 0))
-    save(crosscoder, out, extra={"pair": seen.manifest["pair"], "config": asdict(config)})
+    save(crosscoder, out, extra=trained_on(seen.manifest) | {"config": asdict(config)})
     print_figures(history.rows[-1], as_json)
 
 

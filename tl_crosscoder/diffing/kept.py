@@ -13,6 +13,7 @@ from tl_crosscoder.diffing.config import DiffConfig
 from tl_crosscoder.diffing.run import learn
 from tl_crosscoder.hub.save import load, save
 from tl_crosscoder.models.activations import PairedActivations
+from tl_crosscoder.models.manifest import trained_on
 from tl_crosscoder.training.checkpoint import unfinished
 
 
@@ -50,7 +51,7 @@ def kept_learning(
         save(
             crosscoder,
             folder / "crosscoder",
-            extra={"pair": store.manifest["pair"], "config": asdict(settings)},
+            extra=trained_on(store.manifest) | {"config": asdict(settings)},
         )
         return crosscoder
 

@@ -28,6 +28,7 @@ from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
+from tl_crosscoder.models.manifest import trained_on
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.studies.behaviour import BehaviourResult, behaviour_removal, tuned_answers
 from tl_crosscoder.studies.substitution import SubstitutionResult, substitution
@@ -93,7 +94,7 @@ def diff(
     )
     if history.interrupted:
         raise KeyboardInterrupt
-    save(crosscoder, folder.crosscoder, extra={"pair": pair.description(), "config": asdict(config)})
+    save(crosscoder, folder.crosscoder, extra=trained_on(store.manifest) | {"config": asdict(config)})
     clock.lap("train")
 
     say("one row a latent")

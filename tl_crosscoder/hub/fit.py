@@ -16,6 +16,7 @@ from tl_crosscoder.analysis.reconstruction import Reconstruction
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import EmptyData, PairMismatch
 from tl_crosscoder.hub.formats.base import NOT_STATED, Conventions
+from tl_crosscoder.hub.same_models import refuse_other_models
 
 TOKENS = 4096
 #: L0 may be off by this factor and the share of variance by this much: other text, other first tokens.
@@ -41,12 +42,22 @@ class Fit:
         return f"on {self.tokens} tokens: {', '.join(figures)}"
 
 
-def measure(crosscoder: Crosscoder, on: Any, said: Conventions | None = None, *, tokens: int = TOKENS) -> Fit:
+def measure(
+    crosscoder: Crosscoder,
+    on: Any,
+    said: Conventions | None = None,
+    *,
+    trained: Any = None,
+    tokens: int = TOKENS,
+) -> Fit:
     """L0 and FVE on a few thousand tokens, held against what the files claim.
 
     ``on``: captured activations, batches of raw [batch model d_in], or a :class:`~tl_crosscoder.models.pair.ModelPair`, which then
-    reads text that ships with the library.  Raises PairMismatch where the pair is read at another hook than the files state.
+    reads text that ships with the library.  Raises PairMismatch where the pair is read at another hook than the files state, or is
+    seen to be another than ``trained``, the description of the pair that was kept with the crosscoder.
     """
+    if hasattr(on, "capture"):
+        refuse_other_models(trained, on.description())
     batches = list(_first(_batches(on, said, tokens), tokens))
     if not batches:
         raise EmptyData("no tokens to check the crosscoder on")
@@ -63,9 +74,11 @@ def measure(crosscoder: Crosscoder, on: Any, said: Conventions | None = None, *,
     return Fit(sum(map(len, batches)), measured, claimed, tuple(problems))
 
 
-def check_fit(crosscoder: Crosscoder, on: Any, said: Conventions | None = None) -> Fit:
+def check_fit(
+    crosscoder: Crosscoder, on: Any, said: Conventions | None = None, *, trained: Any = None
+) -> Fit:
     """As :func:`measure`; PairMismatch where the figures disagree."""
-    fit = measure(crosscoder, on, said)
+    fit = measure(crosscoder, on, said, trained=trained)
     if fit.problems:
         raise PairMismatch(
             f"{'; '.join(fit.problems)}. Measured {fit}. Look at the hook, the order of the models, the "

@@ -58,7 +58,8 @@ def load(
     BatchTopK, in the units that the format ranks by.
 
     ``check``: a :class:`ModelPair` or captured activations.  L0 and FVE are measured on a few thousand tokens; PairMismatch where
-    they are not what the files claim.  ``dtype``: such as ``torch.bfloat16``, cast while reading; None keeps the stored one.
+    they are not what the files claim, and for a pair that is seen to be another one, or the other way round.  ``dtype``: such as
+    ``torch.bfloat16``, cast while reading; None keeps the stored one.
     """
     place = parse_source(source)
     form, contents = detect(_local(place, token, cache))
@@ -66,8 +67,9 @@ def load(
     given = Given(scale=scale, mean=mean, threshold=threshold, dtype=dtype)
     _agree(str(contents.folder), said, given)
     crosscoder = form.read(contents, given)
-    fit = None if check is None else check_fit(crosscoder, check, said)
-    _ORIGINS[crosscoder] = Origin(str(place), said, fit, _extra(str(place), said, contents))
+    extra = _extra(str(place), said, contents)
+    fit = None if check is None else check_fit(crosscoder, check, said, trained=extra.get("pair"))
+    _ORIGINS[crosscoder] = Origin(str(place), said, fit, extra)
     return crosscoder
 
 

@@ -22,8 +22,10 @@ from tl_crosscoder.hub.save import load, read_config, save
 from tl_crosscoder.hub.secrets import find_secrets
 from tl_crosscoder.hub.source import check_repo
 from tl_crosscoder.hub.study import Study
+from tl_crosscoder.models.manifest import MANIFEST as ACTS_MANIFEST
+from tl_crosscoder.models.manifest import read_manifest, trained_on
 
-README, TABLE, REPORT = "README.md", "latents.parquet", "report"
+README, TABLE, REPORT, ACTS = "README.md", "latents.parquet", "report", "acts"
 LARGEST_METRICS = 64 << 20  # bytes
 
 
@@ -105,7 +107,7 @@ def publish(
             else "report=True wants a run folder; give the report's own folder"
         )
     with tempfile.TemporaryDirectory(prefix="publish-") as temporary:
-        folder = save(crosscoder, Path(temporary) / "files", extra=study.extra)
+        folder = save(crosscoder, Path(temporary) / "files", extra=study.kept)
         if study.table is not None:
             study.table.to_parquet(folder / TABLE)
         if pages:
@@ -138,7 +140,12 @@ def _opened(what: Crosscoder | str | Path, study: Study) -> tuple[Crosscoder, St
         return what, study, None
     run = Path(what).expanduser()
     folder = saved_in(run)
-    extra, table, metrics = read_config(folder)["extra"] | study.extra, study.table, study.metrics
+    extra, table, metrics = read_config(folder)["extra"], study.table, study.metrics
+    if (
+        folder != run and (run / ACTS / ACTS_MANIFEST).is_file()
+    ):  # crosscoders did not always keep it themselves
+        extra = trained_on(read_manifest(run / ACTS)) | extra
+    extra |= study.extra
     if table is None and folder != run and (run / TABLE).is_file():
         table = pd.read_parquet(run / TABLE)
         if not metrics and (run / "metrics.json").is_file():

@@ -9,6 +9,7 @@ from tl_crosscoder import __version__
 from tl_crosscoder.analysis.table import tuned_specific
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.figures.text import number
+from tl_crosscoder.hub.first_token import first_token
 from tl_crosscoder.hub.markdown import code, link, plain, said, share
 from tl_crosscoder.hub.study import Study
 
@@ -39,7 +40,7 @@ RATES = "How often the behaviour shows, with its 95% interval (`matched random` 
 
 def compared(study: Study) -> Rows:
     base, tuned = study.model("base"), study.model("tuned")
-    rows: Rows = [("model", link(base.get("name")), link(tuned.get("name")))]
+    rows: Rows = [("model", _named(base), _named(tuned))]
     rows += [("commit", *(code(model.get("revision") or "not recorded") for model in (base, tuned)))]
     for name in ("adapter", "class", "dtype", "fingerprint"):
         if base.get(name) or tuned.get(name):
@@ -47,17 +48,30 @@ def compared(study: Study) -> Rows:
     return rows
 
 
+def _named(model: dict[str, Any]) -> str:
+    adapter = model.get("adapter_name")
+    return link(model.get("name")) + (f" + adapter {code(adapter)}" if adapter else "")
+
+
 def place(study: Study) -> Rows:
-    store = study.metrics.get("store") or {}
+    store = study.capture
     left_out = (store.get("dropped") or {}).items()
     versions = [f"{name} {study.pair[name]}" for name in ("transformers", "torch") if name in study.pair]
     rows = [
         ("hook", code(study.pair.get("hook") or "not recorded")),
         ("tokens captured", number(int(store["tokens"])) if "tokens" in store else ""),
         ("tokens left out", ", ".join(f"{number(int(n))} {plain(why)}" for why, n in left_out)),
+        ("first token", plain(first_token(store))),
+        ("tokenizer", _tokenizer(store)),
         ("captured with", plain(", ".join(versions))),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _tokenizer(store: dict[str, Any]) -> str:
+    """Of a tokenizer no commit is known but that of the model it came with; its words are."""
+    names = {"tokenizer_sha256": "vocabulary", "chat_template_sha256": "chat template"}
+    return ", ".join(f"{what} {code(str(store[key])[:16])}" for key, what in names.items() if store.get(key))
 
 
 def dictionary(crosscoder: Crosscoder) -> Rows:

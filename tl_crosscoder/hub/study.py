@@ -1,5 +1,6 @@
 """What is known of a crosscoder when it is published."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,24 @@ class Study:
     def validation(self) -> dict[str, Any]:
         """The figures of the whole dictionary that came with the table."""
         attrs = {} if self.table is None else self.table.attrs.get("metrics", {})
-        return attrs or self.metrics.get("dictionary") or {}
+        found = attrs or self.metrics.get("dictionary") or self.extra.get("metrics")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """``extra`` with the figures, so that whoever loads the crosscoder can hold it to them (``check=``)."""
+        figures = {
+            name: value
+            for name, value in self.validation.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        return self.extra | ({"metrics": figures} if figures else {})
+
+    @property
+    def capture(self) -> dict[str, Any]:
+        """Of which tokens the activations were."""
+        found = self.extra.get("capture") or self.metrics.get("store")
+        return found if isinstance(found, dict) else {}
 
     @property
     def config(self) -> dict[str, Any]:

@@ -76,6 +76,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def trained_on(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a crosscoder keeps of the activations it was trained on, JSON-able: the ``extra`` of :func:`tl_crosscoder.save`."""
+    asked = {key: manifest["asked"].get(key) for key in ("tokenizer_sha256", "chat_template_sha256")}
+    known = {key: manifest[key] for key in ("bos", "drop", "dropped", "dtype", "corpus_sha256")}
+    return {"pair": manifest["pair"], "capture": {"tokens": manifest["rows"], **known, **asked}}
+
+
 def shard_file(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from tl_crosscoder.errors import CorruptFile
+from tl_crosscoder.hub.first_token import first_token
 from tl_crosscoder.hub.formats.base import NOT_STATED, Conventions, Format, Given, listed
 from tl_crosscoder.hub.formats.contents import Contents
 from tl_crosscoder.hub.formats.layout import sizes_of
@@ -74,8 +75,8 @@ def _threshold(contents: Contents, threshold: list[float] | None) -> str:
 def _left_out(extra: dict[str, Any]) -> str:
     if "prepend_bos" in extra:
         return f"prepend_bos {extra['prepend_bos']!s:.10}"
-    drop = extra.get("drop")
-    return f"left out: {drop!s:.80}" if drop else NOT_STATED
+    capture = extra.get("capture")
+    return (first_token(capture) if isinstance(capture, dict) else "") or NOT_STATED
 
 
 def _name(model: Any) -> str:
