@@ -3,12 +3,14 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from tests.analysis.crosscoders import random_crosscoder
 from tests.models.fake_pair import FakePair, byte_tokenizer
 from tests.studies.planted import LATENTS, planted_crosscoder, planted_pair
+from tl_crosscoder.analysis.logit_effects import COLUMNS
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
@@ -211,3 +213,24 @@ def test_latents_that_are_not_there_are_refused(planted):
     for bad in ([], [LATENTS]):
         with pytest.raises(IndexError, match="explain wants latents"):
             study(planted, groups=bad)
+
+
+def test_what_a_latent_promotes_stands_in_the_table(planted):
+    rows = [
+        (PLANTED, "tuned", path, "promotes", rank, f" {path}{rank}", 1.0)
+        for path in ("direct", "causal")
+        for rank in range(4)
+    ]
+    rows += [
+        (1, "base", "direct", "promotes", 0, "\n", 1.0),
+        (1, "base", "direct", "suppresses", 0, "no", -1.0),
+    ]
+    effects = pd.DataFrame(rows, columns=COLUMNS)
+    table = study(planted, groups=[PLANTED, 1], effects=effects).table.set_index("latent")
+    # of both kinds the measured one, its first three; whitespace is made visible
+    assert table.loc[PLANTED, ["promotes_base", "promotes_tuned"]].tolist() == [
+        "",
+        "‹ causal0› ‹ causal1› ‹ causal2›",
+    ]
+    assert table.loc[1, ["promotes_base", "promotes_tuned"]].tolist() == ["‹↵›", ""]
+    assert "promotes_base" not in study(planted).table

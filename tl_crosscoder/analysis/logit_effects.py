@@ -23,9 +23,10 @@ def logit_effects(
 ) -> pd.DataFrame:
     """For each latent and model, the ``n`` tokens that ``d_j^m`` promotes and suppresses most on the direct path.
 
-    Columns latent, model, way (promotes, suppresses), rank, token, effect.  The row is scaled to norm √d_in and goes through the
-    final norm and the unembedding; effect is the logit above that of a zero vector.  Only the order means something.  **Far from
-    the last layer this is noise**: what a latent does there it does through later layers, see :func:`causal_logit_effects`.
+    Columns latent, model, path ("direct"), way (promotes, suppresses), rank, token, effect.  The row is scaled to norm √d_in and
+    goes through the final norm and the unembedding; effect is the logit above that of a zero vector.  Only the order means
+    something.  **Far from the last layer this is noise**: what a latent does there it does through later layers, see
+    :func:`causal_logit_effects`.
     A row that is zero has no effects and no rows here.
     """
     raw = crosscoder.raw_rows().detach().float()
@@ -35,7 +36,8 @@ def logit_effects(
         lives = (rows.norm(dim=-1) > 0).nonzero()[:, 0].tolist()
         effects = direct_effects(pair.sides(side)[0], rows[lives])
         found += [
-            _strongest(effects[i], latents[row], side, pair.tokenizer, n) for i, row in enumerate(lives)
+            _strongest(effects[i], latents[row], side, "direct", pair.tokenizer, n)
+            for i, row in enumerate(lives)
         ]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
 
@@ -68,11 +70,11 @@ def causal_logit_effects(
         for latent, strength in strengths.items():
             edit = {pair.hook: shift(raw[latent, m] * strength, where)}
             change = (_log_probs(backend, batch, edit, where) - clean).mean(0)
-            found.append(_strongest(change, latent, side, pair.tokenizer, n))
+            found.append(_strongest(change, latent, side, "causal", pair.tokenizer, n))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
 
 
-COLUMNS = ["latent", "model", "way", "rank", "token", "effect"]
+COLUMNS = ["latent", "model", "path", "way", "rank", "token", "effect"]
 
 
 def _log_probs(backend: Backend, batch: TokenBatch, edits: dict[str, Any], where: Tensor) -> Tensor:
@@ -80,12 +82,12 @@ def _log_probs(backend: Backend, batch: TokenBatch, edits: dict[str, Any], where
     return logits[where.to(logits.device)].float().log_softmax(-1)
 
 
-def _strongest(effect: Tensor, latent: int, side: str, tokenizer: Any, n: int) -> pd.DataFrame:
+def _strongest(effect: Tensor, latent: int, side: str, path: str, tokenizer: Any, n: int) -> pd.DataFrame:
     """Ids beyond the tokenizer's, which pad an embedding, are no tokens."""
     effect = effect[: len(tokenizer)].cpu()
     rows = []
     for way, sign in (("promotes", 1), ("suppresses", -1)):
         values, ids = (effect * sign).topk(min(n, len(effect)))
         for rank, (value, token) in enumerate(zip(values.tolist(), ids.tolist(), strict=True)):
-            rows.append((latent, side, way, rank, tokenizer.decode([token]), sign * value))
+            rows.append((latent, side, path, way, rank, tokenizer.decode([token]), sign * value))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tl_crosscoder.data.planted import Behaviour
     from tl_crosscoder.diffing.config import DiffConfig
+    from tl_crosscoder.models.activations import PairedActivations
     from tl_crosscoder.models.corpus import Corpus
     from tl_crosscoder.models.pair import ModelPair
 
@@ -62,3 +63,9 @@ def read_behaviours(path: Path | None) -> list["Behaviour"]:
         ]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} wants {wanted}: {error}") from error
+
+
+def plain_text(store: "PairedActivations", n: int) -> "Corpus | None":
+    """The first ``n`` sequences of a store that are no answers of the models."""
+    plain = [s for s in store.sequences if not store.corpus.sources[s].startswith("answers")][:n]
+    return store.corpus.select(plain) if plain else None

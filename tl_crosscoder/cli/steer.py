@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from tl_crosscoder.cli.app import app, stoppable
-from tl_crosscoder.cli.inputs import read_lines
+from tl_crosscoder.cli.inputs import plain_text, read_lines
 from tl_crosscoder.cli.judges import JudgeName, numbers, open_judge
 from tl_crosscoder.cli.options import (
     Adapter,
@@ -70,14 +70,8 @@ def steer_command(
     result = steering(
         report.crosscoder.to(device), opened.pair, opened.behaviours, report.table,
         latents=chosen, ranking=report.config.ranking, part="difference" if difference else "whole",
-        ordinary=_plain_text(report.held_out, text), judge=open_judge(judge), n_controls=controls,
+        ordinary=plain_text(report.held_out, text), judge=open_judge(judge), n_controls=controls,
         drop=Drop(**report.store.manifest["drop"]), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
         parts=opened.parts, progress=not quiet, **{k: v for k, v in options.items() if v is not None},
     )  # fmt: skip
     keep(report, result, as_json)
-
-
-def _plain_text(store: Any, n: int) -> Any:
-    """The first ``n`` held-out sequences that are no answers of the models."""
-    plain = [s for s in store.sequences if not store.corpus.sources[s].startswith("answers")][:n]
-    return store.corpus.select(plain) if plain else None

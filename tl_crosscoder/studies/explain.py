@@ -21,6 +21,7 @@ import pandas as pd
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.figures import Drawing
 from tl_crosscoder.figures.detection import detection_bars
+from tl_crosscoder.figures.text import visible
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.studies.judge import Claim, Explainer, Judge, Passage, TokenJudge
 from tl_crosscoder.studies.parts import Parts
@@ -30,6 +31,7 @@ from tl_crosscoder.studies.result import StudyResult
 
 LEAST = 2  # judged passages without which a bin has no accuracy
 SILENT = ("random", "similar")
+PROMOTED = 3  # tokens shown in the table, of those in ``effects``
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class ExplainResult(StudyResult):
 
     ``bins``: latent, bin, silent, accuracy and the passages judged on both sides.  ``groups``: mean score ± 1.96 standard
     errors over latents.  ``unusable``: passages on which the judge said something else than yes or no, and what.
-    ``effects``: :func:`~tl_crosscoder.analysis.logit_effects.logit_effects` where models were at hand.
+    ``effects``: the tokens that a latent makes likelier, :func:`~tl_crosscoder.analysis.logit_effects.logit_effects` or
+    ``causal_logit_effects``, where models were at hand; the first of them are in the table too, ``promotes_base, promotes_tuned``
+    (the causal ones where both were asked for).
     """
 
     key: ClassVar = "explain"
@@ -151,8 +155,27 @@ def explain(
             | {"score_shuffled": _mean(null), **counts, "n_unjudged": len(lost)}
         )
     table = pd.DataFrame(rows)
-    empty = pd.DataFrame() if effects is None else effects
-    return ExplainResult(table, pd.DataFrame(bins), _group_means(table), pd.DataFrame(unusable), empty)
+    groups_table = _group_means(table)
+    if effects is not None:
+        table = table.assign(**_promoted(effects, latents))
+    known = pd.DataFrame() if effects is None else effects
+    return ExplainResult(table, pd.DataFrame(bins), groups_table, pd.DataFrame(unusable), known)
+
+
+def _promoted(effects: pd.DataFrame, latents: list[int]) -> dict[str, list[str]]:
+    """For each model the first tokens that each latent promotes; nothing where it writes nothing or was not asked."""
+    first: Any = effects[(effects["way"] == "promotes") & (effects["rank"] < PROMOTED)]
+    columns = {}
+    for side in ("base", "tuned"):
+        words: dict[Any, str] = {}
+        for path in ("direct", "causal"):
+            rows: Any = first[(first["model"] == side) & (first["path"] == path)]
+            words |= {
+                j: " ".join(f"‹{visible(t).replace(chr(10), '↵')}›" for t in each["token"])
+                for j, each in rows.groupby("latent")
+            }
+        columns[f"promotes_{side}"] = [words.get(j, "") for j in latents]
+    return columns
 
 
 def _described(explainer: Explainer, examples: list[Passage]) -> dict[str, Any] | None:
