@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests.hub.sae_lens_cases import D_IN, D_SAE, HOOK, KINDS, NEEDS_SAE_LENS, acts, made, sae_lens
 from tl_crosscoder.analysis.decoder_norms import delta_norm
+from tl_crosscoder.analysis.table import latent_table
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK, GroupMax, JumpReLU, ReLU, Split, TopK
@@ -42,6 +44,8 @@ for offline in (False, True):
     again = SAE.from_pretrained("someone/crosscoder", "sae_lens")
     assert torch.equal(again(x), sae(x)), offline
     assert again.cfg.metadata.crosscoder["n_models"] == 2
+    sparsity = SAE.from_pretrained_with_cfg_and_sparsity("someone/crosscoder", "sae_lens")[2]
+    save_file({"sparsity": sparsity}, folder + "/sparsity_found.safetensors")
 assert not any(name.startswith("tl_crosscoder") for name in sys.modules)
 print(type(sae).__module__, "done")
 """
@@ -55,8 +59,9 @@ def test_plain_sae_lens_loads_the_folder_in_a_process_without_this_library(tmp_p
 
     cases = {kind: made(kind, code_norm="none" if kind == "topk" else "sum", exact=True) for kind in KINDS}
     x = acts(exact=True)
+    table = latent_table(cases["split"], [x])
     for kind, crosscoder in cases.items():
-        save(crosscoder, tmp_path / kind, extra=EXTRA)
+        save(crosscoder, tmp_path / kind, extra=EXTRA, table=table)
         save_file({"x": x.flatten(1)}, tmp_path / kind / "x.safetensors")
     folder = tmp_path / kind / "sae_lens"
     with LocalHub() as hub:
@@ -74,6 +79,31 @@ def test_plain_sae_lens_loads_the_folder_in_a_process_without_this_library(tmp_p
         assert torch.equal(plain["acts"], crosscoder.encode(x)), kind
         assert torch.equal(plain["recon"], crosscoder(x).recon.flatten(1)), kind
         assert plain["acts"].any(), kind
+    # of the last, the only one on the Hub: log10 of the share of tokens, as SAE-Lens' own trainer keeps it
+    sparsity = load_file(folder.parent / "sparsity_found.safetensors")["sparsity"]
+    fired = (plain["acts"] > 0).float().mean(0)
+    torch.testing.assert_close(sparsity, torch.log10(fired + 1e-10))
+    assert 0 < fired.min() < fired.max() < 1
+
+
+def test_a_table_says_how_often_each_latent_fires_and_must_be_whole(tmp_path):
+    table = pd.DataFrame({"frequency": torch.arange(D_SAE).double().numpy() / 10}).rename_axis("latent")
+    for order in (table, table[::-1]):  # sorted by something else
+        folder = write_sae_lens(made(), tmp_path / "c", table=order)
+        found = load_file(folder / "sparsity.safetensors")["sparsity"]
+        assert (found.dtype, found[0].item()) == (torch.float32, pytest.approx(-10))
+        torch.testing.assert_close(10 ** found[1:], torch.arange(1, D_SAE) / 10)
+    assert torch.equal(
+        read_sae_lens(folder).W_enc, read_sae_lens(write_sae_lens(made(), tmp_path / "d")).W_enc
+    )
+    for write in (write_sae_lens, save):
+        with pytest.raises(ValueError, match=r"has 8 rows, wanted one for each of the latents 0\.\.8"):
+            write(made(), tmp_path / "e", table=table[1:])
+    assert not (tmp_path / "e").exists()
+    write_sae_lens(
+        made(), folder, table=table.drop(columns="frequency")
+    )  # not measured, and the old one is gone
+    assert sorted(path.name for path in folder.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
 
 
 def test_the_folder_holds_five_tensors_and_says_what_they_are(tmp_path):

@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 
+from tests.hub.published import small_crosscoder, small_table
 from tests.hub.sae_lens_cases import D_IN, D_SAE, HOOK, NEEDS_SAE_LENS, acts, made, sae_lens
 from tl_crosscoder.errors import ShapeMismatch
 from tl_crosscoder.hub.load import load
+from tl_crosscoder.hub.publish import publish
 from tl_crosscoder.hub.sae_lens.convert import from_sae_lens, to_sae_lens
 from tl_crosscoder.hub.sae_lens.training import sae_lens_config, sae_lens_training
 from tl_crosscoder.hub.sae_lens.views import as_sae, paired
@@ -291,3 +293,16 @@ def test_what_sae_lens_uploads_is_what_it_loads_and_what_we_load(hub, monkeypatc
     assert torch.equal(ours.encode(acts()), saes["whole"].crosscoder().encode(acts()))
     with pytest.raises(ValueError, match="means nothing without the other model"):
         upload_saes_to_huggingface({"half": KINDS["half"]()}, "me/saes", show_progress=False)
+
+
+@pytest.mark.allow_hosts(["127.0.0.1", "::1"])
+def test_what_we_publish_tells_sae_lens_how_often_each_latent_fires(hub):
+    frequency = torch.linspace(0, 0.75, 16)
+    table = small_table().assign(frequency=frequency.numpy())
+    done = publish(small_crosscoder(), "me/cc", license="mit", table=table)
+    assert "sae_lens/sparsity.safetensors" in done.files
+    sae, _, sparsity = sae_lens().SAE.from_pretrained_with_cfg_and_sparsity("me/cc", "sae_lens")
+    torch.testing.assert_close(sparsity, (frequency + 1e-10).log10())
+    assert sae.cfg.metadata.crosscoder["n_models"] == 2
+    assert hub.repositories["me/cc"].head.files["sae_lens/sparsity.safetensors"]
+    assert torch.equal(load("me/cc").W_dec, small_crosscoder().W_dec)

@@ -107,7 +107,7 @@ def publish(
             else "report=True wants a run folder; give the report's own folder"
         )
     with tempfile.TemporaryDirectory(prefix="publish-") as temporary:
-        folder = save(crosscoder, Path(temporary) / "files", extra=study.kept)
+        folder = save(crosscoder, Path(temporary) / "files", extra=study.kept, table=study.table)
         if study.table is not None:
             study.table.to_parquet(folder / TABLE)
         if pages:

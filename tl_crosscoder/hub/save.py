@@ -6,7 +6,7 @@ Nothing here reads or writes pickle.
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,9 +20,12 @@ from tl_crosscoder.errors import CorruptFile
 from tl_crosscoder.files import read_json, replaced_folder
 from tl_crosscoder.hub.folder import CONFIG
 from tl_crosscoder.hub.guard import check_header
-from tl_crosscoder.hub.sae_lens.artifact import FOLDER, fill, refuse_other_files
+from tl_crosscoder.hub.sae_lens.artifact import FOLDER, fill, log_frequencies, refuse_other_files
 from tl_crosscoder.hub.sae_lens.thresholds import inexpressible, refuse_inexpressible
 from tl_crosscoder.hub.tensors import SafetensorsWeights, read
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT_VERSION = 3
 AXES = {
@@ -49,6 +52,7 @@ def save(
     *,
     extra: dict[str, Any] | None = None,
     sae_lens: bool | None = None,
+    table: "pd.DataFrame | None" = None,
 ) -> Path:
     """The directory, now holding the crosscoder; written beside it first, so that it is never half there.
 
@@ -57,7 +61,8 @@ def save(
 
     ``sae_lens``: also write ``sae_lens/``, a folder that ``sae_lens.SAE.load_from_disk`` reads.  Its weights have the normaliser
     folded in, so that it is a second copy and doubles the size on disk.  None: wherever SAE-Lens can express the crosscoder;
-    True: raise ValueError, with the reason, where it cannot; False: the half of the size.
+    True: raise ValueError, with the reason, where it cannot; False: the half of the size.  With the latent ``table`` it also says
+    how often each latent fires.
     """
     directory = Path(directory).resolve()
     if sae_lens:
@@ -78,12 +83,13 @@ def save(
         "extra": extra or {},
     }
     text = json.dumps(config, indent=2, allow_nan=False)
+    sparsity = log_frequencies(crosscoder, table)
     with replaced_folder(directory) as new:
         (new / CONFIG).write_text(text + "\n", encoding="utf-8")
         save_file(_tensors(crosscoder), new / WEIGHTS)
         if sae_lens is not False and inexpressible(crosscoder) is None:
             (new / FOLDER).mkdir()
-            fill(new / FOLDER, crosscoder, extra or {})
+            fill(new / FOLDER, crosscoder, extra or {}, sparsity)
     return directory
 
 

@@ -1,11 +1,14 @@
-"""The folder that SAE-Lens loads: ``cfg.json`` and ``sae_weights.safetensors``.  SAE-Lens itself is not needed here."""
+"""The folder that SAE-Lens loads: ``cfg.json``, ``sae_weights.safetensors`` and, where it is known how often each latent fires,
+``sparsity.safetensors``.  SAE-Lens itself is not needed here."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import CorruptFile
@@ -16,26 +19,38 @@ from tl_crosscoder.hub.sae_lens.thresholds import refuse_inexpressible
 from tl_crosscoder.hub.sae_lens.unflat import Origin, unflatten
 from tl_crosscoder.hub.sae_lens.words import DTYPES, cfg, origin
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-OURS = {CONFIG, WEIGHTS}
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+OURS = {CONFIG, WEIGHTS, SPARSITY}
+#: SAE-Lens' own, below its logarithm: a latent that never fires has -10.
+NEVER = 1e-10
 #: The name of the folder beside ``model.safetensors``, and so the ``sae_id`` in a repository.
 FOLDER = "sae_lens"
 
 
 def write_sae_lens(
-    crosscoder: Crosscoder, folder: str | Path, *, extra: dict[str, Any] | None = None
+    crosscoder: Crosscoder,
+    folder: str | Path,
+    *,
+    extra: dict[str, Any] | None = None,
+    table: "pd.DataFrame | None" = None,
 ) -> Path:
     """The folder, now one that ``sae_lens.SAE.load_from_disk`` reads as an SAE of the concatenated raw activations.
 
     ``extra`` is what :func:`tl_crosscoder.save` keeps with a crosscoder: the pair or its hook, models, ``context_size`` and
-    ``prepend_bos``.  Raises ValueError, with the reason and before anything is written, for a crosscoder that SAE-Lens cannot
-    express; FileExistsError for a folder that holds other files.
+    ``prepend_bos``.  ``table``: of the latents; the log10 of its frequencies is what SAE-Lens calls sparsity.
+
+    Raises ValueError, with the reason and before anything is written, for a crosscoder that SAE-Lens cannot express;
+    FileExistsError for a folder that holds other files.
     """
     folder = Path(folder).resolve()
     refuse_inexpressible(crosscoder)
     refuse_other_files(folder)
+    found = log_frequencies(crosscoder, table)
     with replaced_folder(folder) as new:
-        fill(new, crosscoder, extra or {})
+        fill(new, crosscoder, extra or {}, found)
     return folder
 
 
@@ -62,12 +77,28 @@ def read_sae_lens(folder: str | Path) -> Crosscoder:
     return _read(folder, shapes, found, k, dtype)
 
 
-def fill(folder: Path, crosscoder: Crosscoder, extra: dict[str, Any]) -> None:
-    """Write the two files into an empty folder, and onto the disk."""
+def log_frequencies(crosscoder: Crosscoder, table: "pd.DataFrame | None") -> Float[Tensor, "d_sae"] | None:
+    """log10 of the share of tokens on which each latent is active; None without a table that tells it."""
+    if table is None or "frequency" not in table:
+        return None
+    frequency = table["frequency"].sort_index()
+    if list(frequency.index) != list(range(crosscoder.d_sae)):
+        raise ValueError(
+            f"the table has {len(table)} rows, wanted one for each of the latents 0..{crosscoder.d_sae - 1}; pass the whole table"
+        )
+    return (torch.tensor(frequency.to_numpy(dtype="float64")) + NEVER).log10().float()
+
+
+def fill(
+    folder: Path, crosscoder: Crosscoder, extra: dict[str, Any], sparsity: Float[Tensor, "d_sae"] | None
+) -> None:
+    """Write the files into an empty folder, and onto the disk."""
     flat = flatten(crosscoder)
     text = json.dumps(cfg(crosscoder, flat, extra), indent=1, allow_nan=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     save_file({name: tensor.detach().cpu() for name, tensor in flat.tensors().items()}, folder / WEIGHTS)
+    if sparsity is not None:
+        save_file({"sparsity": sparsity}, folder / SPARSITY)
     for path in folder.iterdir():
         sync(path)
 
