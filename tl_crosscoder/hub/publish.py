@@ -15,6 +15,7 @@ from tl_crosscoder.files import read_json, sha256
 from tl_crosscoder.hub.card import card
 from tl_crosscoder.hub.folder import saved_in
 from tl_crosscoder.hub.manifest import paths_in, write_manifest
+from tl_crosscoder.hub.pictures import draw_pictures
 from tl_crosscoder.hub.push import push
 from tl_crosscoder.hub.sae_lens.artifact import FOLDER
 from tl_crosscoder.hub.sae_lens.thresholds import inexpressible
@@ -71,6 +72,7 @@ def publish(
     private: bool = True,
     dry_run: bool = False,
     report: bool | str | Path = False,
+    figures: bool = False,
     base_model: Sequence[str] = (),
     datasets: Sequence[str] = (),
     language: Sequence[str] = (),
@@ -84,8 +86,9 @@ def publish(
 
     ``what``: a run folder, the folder of a saved crosscoder, or a crosscoder, with the latent ``table``, the run's ``metrics`` and
     ``extra`` as :func:`tl_crosscoder.save` takes it.  The repository is created if need be, and then holds ``config.json``,
-    ``model.safetensors``, ``sae_lens/``, ``latents.parquet``, on request the ``report/`` (of the run, or a folder), the card and
-    ``manifest.json``; what an earlier publication left there and this one has not is deleted in the same commit.
+    ``model.safetensors``, ``sae_lens/``, ``latents.parquet``, the card and ``manifest.json``; on request the ``report/`` (of the
+    run, or a folder) and ``figures/``, pictures of the table and the studies that the card shows.  What an earlier publication
+    left there and this one has not is deleted in the same commit.
 
     ``license`` is a name that the Hub knows, such as ``apache-2.0`` or ``other``.  ``base_model`` are both models' names on the
     Hub, base first, each with or without ``@commit``, by default those that were compared.  ``allow`` are texts that look secret
@@ -112,8 +115,9 @@ def publish(
             study.table.to_parquet(folder / TABLE)
         if pages:
             shutil.copytree(pages, folder / REPORT)
+        pictures = draw_pictures(folder, study) if figures else ()
         text = card(
-            repo, crosscoder, study, paths_in(folder), license=license, datasets=datasets, language=language
+            repo, crosscoder, study, paths_in(folder), pictures, license=license, datasets=datasets, language=language
         )  # fmt: skip
         (folder / README).write_text(text, encoding="utf-8")
         write_manifest(folder)

@@ -29,6 +29,7 @@ FILES = {
     "model.safetensors": "the weights, their axes named in `config.json`",
     "sae_lens/": "the same crosscoder as SAE-Lens reads it",
     "latents.parquet": "one row a latent",
+    "figures/": "the pictures on this page",
     "report/": "the report; open `report/index.html` from a copy on disk",
 }
 KL = (
@@ -124,10 +125,16 @@ def classes(table: pd.DataFrame | None) -> Rows:
     return [(code(name), number(int(n)), share(n / len(table))) for name, n in counts.items()]
 
 
-def gated(table: pd.DataFrame | None) -> str:
+def n_gated(table: pd.DataFrame | None) -> int | None:
+    """How many latents pass both gates of Latent Scaling; None where the table does not tell."""
     if table is None or not {"nu_error", "nu_recon", "n_fired"} <= set(table):
-        return ""
-    return number(int(tuned_specific(table).sum()))
+        return None
+    return int(tuned_specific(table).sum())
+
+
+def gated(table: pd.DataFrame | None) -> str:
+    found = n_gated(table)
+    return "" if found is None else number(found)
 
 
 def studies(metrics: dict[str, Any]) -> list[dict[str, Any]]:
