@@ -28,8 +28,8 @@ from torch.distributed import TCPStore
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.losses import MSE, AuxK
-from tl_crosscoder.dictionary.shard import Axis
 from tl_crosscoder.dictionary.sparsity import BatchTopK
+from tl_crosscoder.ranks import Axis
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.sharding import divide, joined
 from tl_crosscoder.training.train import train

@@ -12,8 +12,9 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.scores import GivenScores
-from tl_crosscoder.dictionary.shard import ALONE, Alone, Shard
+from tl_crosscoder.dictionary.shard import Shard
 from tl_crosscoder.dictionary.sparsity import BatchTopK, GroupMax, JumpReLU, Split
+from tl_crosscoder.ranks import ALONE, Alone
 
 
 class Threads:

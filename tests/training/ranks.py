@@ -26,13 +26,20 @@ def on_processes(work, size, *arguments, timeout=60):
         there.close()
         pipes.append(here)
         processes.append(process)
-    told = [pipe.recv() if pipe.poll(timeout) else ("failed", "no answer") for pipe in pipes]
+    told = [_heard(rank, pipe, timeout) for rank, pipe in enumerate(pipes)]
     for process in processes:
         process.join(5)
         process.kill()
     if failures := [text for kind, text in told if kind == "failed"]:
         raise RuntimeError("\n".join(failures))
     return [result for _, result in told]
+
+
+def _heard(rank, pipe, timeout):
+    try:
+        return pipe.recv() if pipe.poll(timeout) else ("failed", f"rank {rank}: no answer")
+    except EOFError:
+        return "failed", f"rank {rank}: it died"
 
 
 def _rank(work, rank, size, port, arguments, pipe):

@@ -24,11 +24,12 @@ from tl_crosscoder.dictionary.losses.matryoshka import Matryoshka
 from tl_crosscoder.dictionary.losses.pre_act import PreAct
 from tl_crosscoder.dictionary.losses.tanh_penalty import TanhPenalty
 from tl_crosscoder.dictionary.partition import Partition
-from tl_crosscoder.dictionary.shard import Alone, Shard
+from tl_crosscoder.dictionary.shard import Shard
 from tl_crosscoder.dictionary.sparsity import BatchTopK, GroupMax, JumpReLU, ReLU, Split, Threshold, TopK
 from tl_crosscoder.hub.save import load
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.ranks import Alone
 from tl_crosscoder.training.checkpoint import newest, read
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.sharding import divide, joined, united

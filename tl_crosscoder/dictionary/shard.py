@@ -2,18 +2,18 @@
 
 A rank holds every n-th latent and reads a part of each batch: the ranks form a grid of two axes.  Ranks along ``latents`` hold
 different latents and read the same tokens, ranks along ``tokens`` the other way round.  How numbers travel is the business of an
-:class:`Axis`; one process has axes of length 1 and agrees with itself at no cost.
+:class:`~tl_crosscoder.ranks.Axis`; one process has axes of length 1 and agrees with itself at no cost.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from tl_crosscoder.dictionary.scores import Found, Scores
+from tl_crosscoder.ranks import ALONE, Axis, total
 
 #: Numbers >= 0 of a width have the order of their bits, read as an integer of that width.
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -28,42 +28,6 @@ BY_LATENT = {"W_enc_rows", "W_dec", "b_enc", "log_threshold", "tokens_since_fire
 def by_latent(path: str) -> bool:
     """Whether a name, or one of the names in a dotted path, is that of a tensor with a row for each latent."""
     return not BY_LATENT.isdisjoint(path.split("."))
-
-
-@runtime_checkable
-class Axis(Protocol):
-    """Some ranks in their order; this one is number ``index`` of ``size``."""
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def index(self) -> int: ...
-
-    def add_(self, values: Tensor) -> Tensor:
-        """``values``, which now hold the sum over the ranks; every rank gets the same bytes."""
-        ...
-
-    def collected(self, values: Tensor) -> Iterator[Tensor]:
-        """To the first rank what each rank has, in turn; to the others nothing."""
-        ...
-
-
-@dataclass(frozen=True)
-class Alone:
-    """An axis of one rank."""
-
-    size: int = 1
-    index: int = 0
-
-    def add_(self, values: Tensor) -> Tensor:
-        return values
-
-    def collected(self, values: Tensor) -> Iterator[Tensor]:
-        yield values
-
-
-ALONE = Alone()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +75,7 @@ class Shard:
 
     def total(self, n: int, axis: Axis | None = None) -> int:
         """The sum of a number over all ranks, or along an axis."""
-        axis = self.every if axis is None else axis
-        return n if axis.size == 1 else int(axis.add_(torch.tensor([n])))
+        return total(self.every if axis is None else axis, n)
 
     def above(self, scores: Scores, bar: float, limit: int | None = None) -> tuple[Found, int]:
         """The pairs here whose score is above ``bar``, and the number of such pairs on all ranks."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tl_crosscoder.errors import CorruptFile, EmptyData, NonFiniteActs
 from tl_crosscoder.models.corpus import Corpus, Indices, split_groups
+from tl_crosscoder.models.entries import entries
 from tl_crosscoder.models.harvest import SIDES, SKIPPED_AT_MOST, OnNonFinite, Pair
 from tl_crosscoder.models.manifest import MANIFEST, read_manifest, refuse_other_description, refuse_other_pair
 from tl_crosscoder.models.mixing import MixedBatches, fingerprints
@@ -65,7 +66,7 @@ class PairedActivations:
         manifest = read_manifest(folder)
         if len(manifest["shards"]) < manifest["n_shards"]:
             raise CorruptFile(
-                f"{folder} holds {len(manifest['shards'])} of {manifest['n_shards']} shards: its capture was "
+                f"{folder} holds {len(entries(folder, manifest))} of {manifest['n_shards']} shards: its capture was "
                 "interrupted.  Run it again with the same arguments and it goes on from there."
             )
         shards = []

@@ -1,8 +1,11 @@
-"""capture: read a corpus with both models and keep what they made of it.  A killed capture goes on where it stopped."""
+"""capture: read a corpus with both models and keep what they made of it.  A killed capture goes on where it stopped.
+
+Several processes may capture together: each takes every n-th of the shards that are missing, and the first writes the manifest.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from tl_crosscoder.files import sha256, write_json
+from tl_crosscoder.lock import alone_in
 from tl_crosscoder.models.activations import PairedActivations, stored_corpus
 from tl_crosscoder.models.answers import own_answers
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
+from tl_crosscoder.models.entries import entries, finished, remove_entries, write_entry
 from tl_crosscoder.models.harvest import DType, Harvest, OnNonFinite, Pair
 from tl_crosscoder.models.manifest import (
     FORMAT_VERSION,
@@ -27,6 +32,7 @@ from tl_crosscoder.models.manifest import (
 from tl_crosscoder.models.shards import MemoryShard, in_shards, to_shard
 from tl_crosscoder.models.tokenizer import template_sha256, tokenizer_sha256
 from tl_crosscoder.models.tokens import Tokens, as_batch
+from tl_crosscoder.ranks import ALONE, Axis, all_do, on_first
 
 Prompts = Corpus | Sequence[Any]
 
@@ -43,6 +49,7 @@ def capture(
     prompts: Prompts | None = None,
     on_nonfinite: OnNonFinite = "error",
     progress: bool = True,
+    ranks: Axis = ALONE,
 ) -> PairedActivations:
     """Both models' activations on every token that ``drop`` leaves, in a folder or, with ``path=None``, in memory.
 
@@ -51,8 +58,11 @@ def capture(
     a batch with its padding, ``shard_tokens`` what is held in memory at once.  A capture that was interrupted, or whose
     shards were deleted, goes on at the first missing shard and, under the same library versions, ends with the same bytes.
 
-    Raises PairMismatch for a folder that was captured otherwise, and NonFiniteActs for NaN or Inf, unless
-    ``on_nonfinite="skip"``, which drops up to 0.1 % of the tokens.
+    ``ranks``: the processes that call this together, each with the pair and the same arguments (under torchrun ``every`` of the
+    shard that :func:`~tl_crosscoder.training.sharding.joined` gives).  They leave what one would, and any number may go on.
+
+    Raises PairMismatch for a folder that was captured otherwise, InUse for one that another process is capturing into, and
+    NonFiniteActs for NaN or Inf, unless ``on_nonfinite="skip"``, which drops up to 0.1 % of the tokens.
     """
     drop = Drop() if drop is None else drop
     if min(max_tokens, shard_tokens) < 1:
@@ -73,33 +83,47 @@ def capture(
         "shard_tokens": shard_tokens,
         "on_nonfinite": on_nonfinite,
     }
-    earlier = _earlier(folder, asked)
-    if earlier is not None and folder is not None:
-        corpus = stored_corpus(folder, earlier)
-    elif prompts is not None:
-        corpus = corpus + own_answers(pair, prompts)
-    harvest = Harvest(
-        pair,
-        corpus,
-        drop,
-        dtype=dtype,
-        max_tokens=max_tokens,
-        on_nonfinite=on_nonfinite,
-        medians=None if earlier is None else earlier["medians"],
-    )
-    parts = in_shards(corpus, shard_tokens)
-    manifest = _manifest(harvest, asked, len(parts)) if earlier is None else earlier
+    reading = {"dtype": dtype, "max_tokens": max_tokens, "on_nonfinite": on_nonfinite}
+
+    def begun() -> tuple[Harvest, dict[str, Any]]:
+        """What begins a capture: the corpus with the answers, and how large the activations are."""
+        whole = corpus if prompts is None else corpus + own_answers(pair, prompts)
+        harvest = Harvest(pair, whole, drop, **reading)
+        return harvest, _manifest(harvest, asked, len(in_shards(whole, shard_tokens)))
+
     if folder is None:
-        return _in_memory(harvest, parts, manifest, progress)
-    if earlier is None:
-        _begin(folder, corpus, pair.tokenizer, manifest)
-    _write_missing(harvest, folder, parts, manifest, progress)
-    return PairedActivations.open(folder)
+        if ranks.size > 1:
+            raise ValueError(f"{ranks.size} processes capture together into a folder; pass path.")
+        return _in_memory(*begun(), progress)
+    earlier = _earlier(folder, asked)
+    if earlier is not None and finished(folder, earlier):
+        return PairedActivations.open(folder)
+    with ExitStack() as held:
+        made: list[tuple[Harvest, dict[str, Any]]] = []
+
+        def begin() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone_in(folder))
+            if _earlier(folder, asked) is None:
+                made.append(begun())
+                _begin(folder, made[0][0].corpus, pair.tokenizer, made[0][1])
+
+        on_first(ranks, begin)
+        if made:
+            harvest, manifest = made[0]
+        else:
+            manifest = read_manifest(folder)
+            refuse_other_capture(folder, manifest["asked"], asked)
+            harvest = Harvest(
+                pair, stored_corpus(folder, manifest), drop, **reading, medians=manifest["medians"]
+            )
+        _write_missing(harvest, folder, manifest, progress, ranks)
+    return PairedActivations.open(folder, verify=ranks.index == 0)
 
 
-def _earlier(folder: Path | None, asked: dict[str, Any]) -> dict[str, Any] | None:
+def _earlier(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest of a capture to go on with, or None."""
-    if folder is None or not (folder / MANIFEST).exists():
+    if not (folder / MANIFEST).exists():
         return None
     manifest = read_manifest(folder)
     refuse_other_capture(folder, manifest["asked"], asked)
@@ -140,27 +164,38 @@ def _begin(folder: Path, corpus: Corpus, tokenizer: Any, manifest: dict[str, Any
 
 
 def _write_missing(
-    harvest: Harvest, folder: Path, parts: list[Tensor], manifest: dict[str, Any], progress: bool
+    harvest: Harvest, folder: Path, manifest: dict[str, Any], progress: bool, ranks: Axis
 ) -> None:
-    entries = manifest["shards"]
-    with _bar(progress, harvest.corpus.n_tokens) as advance:
-        for number, sequences in enumerate(parts):
-            file = folder / shard_file(number)
-            if number < len(entries) and file.exists():
-                harvest.skipped += entries[number]["dropped"].get("nonfinite", 0)
-                advance(entries[number]["tokens"])
-                continue
-            shard = _shard(harvest, sequences, file.name, advance)
-            shard.save(file)
-            entries[number : number + 1] = [_entry(shard, sequences, harvest.corpus, file)]
-            dropped = sum((Counter(entry["dropped"]) for entry in entries), Counter())
-            manifest |= {"rows": sum(entry["rows"] for entry in entries), "dropped": dict(dropped)}
-            write_json(folder / MANIFEST, manifest)
+    parts = in_shards(harvest.corpus, manifest["asked"]["shard_tokens"])
+    there: dict[int, dict[str, Any]] = {}
+    all_do(ranks, lambda: there.update(entries(folder, manifest)))  # all have looked before anyone writes
+    harvest.skipped = sum(entry["dropped"].get("nonfinite", 0) for entry in there.values())
+    mine = [number for number in range(len(parts)) if number not in there][ranks.index :: ranks.size]
+
+    def work() -> None:
+        tokens = sum(int(harvest.corpus.lengths[parts[number]].sum()) for number in mine)
+        with _bar(progress and ranks.index == 0, tokens) as advance:
+            for number in mine:
+                file = folder / shard_file(number)
+                shard = _shard(harvest, parts[number], file.name, advance)
+                shard.save(file)
+                write_entry(folder, number, _entry(shard, parts[number], harvest.corpus, file))
+
+    def finish() -> None:
+        found = entries(folder, manifest)
+        shards = [found[number] for number in range(len(parts))]
+        dropped = sum((Counter(entry["dropped"]) for entry in shards), Counter())
+        harvest.refuse_skipped(dropped["nonfinite"])
+        rows = sum(entry["rows"] for entry in shards)
+        write_json(folder / MANIFEST, manifest | {"shards": shards, "rows": rows, "dropped": dict(dropped)})
+        remove_entries(folder, manifest)
+
+    all_do(ranks, work)
+    on_first(ranks, finish)
 
 
-def _in_memory(
-    harvest: Harvest, parts: list[Tensor], manifest: dict[str, Any], progress: bool
-) -> PairedActivations:
+def _in_memory(harvest: Harvest, manifest: dict[str, Any], progress: bool) -> PairedActivations:
+    parts = in_shards(harvest.corpus, manifest["asked"]["shard_tokens"])
     with _bar(progress, harvest.corpus.n_tokens) as advance:
         shards = [_shard(harvest, sequences, f"part {n}", advance) for n, sequences in enumerate(parts)]
     dropped = sum((shard.dropped for shard in shards), Counter())

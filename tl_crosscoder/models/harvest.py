@@ -133,6 +133,14 @@ class Harvest:
             )
         return *shape, tuple(finite.median(dim=0).values.tolist())
 
+    def refuse_skipped(self, n: int) -> None:
+        """Raise NonFiniteActs where so many tokens, of all processes together, were more than may be skipped."""
+        if n > (allowed := int(SKIPPED_AT_MOST * self.candidates)):
+            raise NonFiniteActs(
+                f"{n} tokens are not finite and at most {allowed} of {self.candidates:,} may be skipped; run the models in "
+                "float32 or bfloat16."
+            )
+
     def _judge(self, finite: Bool[Tensor, "batch model"], numbers: Tensor, where: str) -> None:
         """Raise for the first token that is not finite, unless it may be skipped."""
         row, model = (~finite).nonzero()[0].tolist()

@@ -33,7 +33,7 @@ from tl_crosscoder.dictionary.shard import WHOLE, Shard, by_latent
 from tl_crosscoder.errors import CorruptFile, NotSaved
 from tl_crosscoder.files import read_header, read_json, replaced_folder, sha256, sync
 from tl_crosscoder.lock import alone_in
-from tl_crosscoder.training.sharding import all_do, on_first
+from tl_crosscoder.ranks import all_do, on_first
 
 #: 2: the state may be in several files.  Version 1 is read.
 FORMAT_VERSION = 2
@@ -135,9 +135,9 @@ def write(checkpoint: Checkpoint, directory: Path, shard: Shard = WHOLE) -> Path
             (new / ABOUT).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
     try:
-        on_first(shard, prepare)
-        all_do(shard, save)
-        on_first(shard, commit)
+        on_first(shard.every, prepare)
+        all_do(shard.every, save)
+        on_first(shard.every, commit)
     except (OSError, SafetensorError) as error:
         needed = sum(tensor.nbytes for tensor in tensors.values())
         free = shutil.disk_usage(directory if directory.exists() else directory.parent).free

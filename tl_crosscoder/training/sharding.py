@@ -1,7 +1,7 @@
 """One training on many processes: the axes of a Shard as process groups, and a crosscoder divided and put together again."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -175,19 +175,3 @@ def gathered(tree: Any, shard: Shard, path: str = "") -> Any:
     for index, part in enumerate(shard.latents.collected(tree)):
         whole[index::n] = part.cpu()
     return whole
-
-
-def on_first(shard: Shard, work: Callable[[], object]) -> None:
-    """Let the first rank do what is to be done once; the others wait, and where it fails they stop too."""
-    all_do(shard, work if shard.is_first else lambda: None)
-
-
-def all_do(shard: Shard, work: Callable[[], object]) -> None:
-    """Let every rank do its own part; where one fails all stop."""
-    failure: Exception | None = None
-    try:
-        work()
-    except Exception as error:
-        failure = error
-    if shard.total(int(failure is not None)):
-        raise failure or RuntimeError("another process stopped; it says why")

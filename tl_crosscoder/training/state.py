@@ -16,13 +16,13 @@ from tl_crosscoder import __version__
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.losses import LOSSES, Loss
 from tl_crosscoder.errors import NotSaved
+from tl_crosscoder.ranks import on_first
 from tl_crosscoder.training.checkpoint import Checkpoint, clear_finished, newest, prune, taken, write
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.data import Feed
 from tl_crosscoder.training.dead import FiringRecord
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.optimizer import Adam
-from tl_crosscoder.training.sharding import on_first
 from tl_crosscoder.training.window import Window
 
 #: Settings that decide neither a weight nor a row.
@@ -120,11 +120,11 @@ class Keeper:
             )
         training = self._training()
         if self.resume is None:
-            on_first(self.shard, partial(self._prepare, self.directory))
+            on_first(self.shard.every, partial(self._prepare, self.directory))
             return
         checkpoint, damaged = newest(self.resume, self.shard)
         refuse_other(self.resume, checkpoint.training, training)
-        on_first(self.shard, partial(self._prepare, self.directory))
+        on_first(self.shard.every, partial(self._prepare, self.directory))
         self.state.load(checkpoint)
         notes, now = self.state.history.notes, self._machine()
         notes += damaged
@@ -138,7 +138,7 @@ class Keeper:
             return
         here = self._checkpoint()
         write(here, self.directory, self.shard)
-        on_first(self.shard, partial(prune, self.directory, self.config.keep_last, here.step))
+        on_first(self.shard.every, partial(prune, self.directory, self.config.keep_last, here.step))
 
     def _prepare(self, directory: Path) -> None:
         self._held.enter_context(taken(directory))
@@ -175,7 +175,7 @@ class Keeper:
         state = here.state | {"batch": batch, "random": random, "data": only, "cursor": here.state["data"]}
         try:
             write(replace(here, step=step, state=state, loss=None), folder, self.shard)
-            on_first(self.shard, partial(prune, folder, 1, step))
+            on_first(self.shard.every, partial(prune, folder, 1, step))
         except (NotSaved, RuntimeError) as error:
             return f"The step could not be kept: {error}"
         return f"The step is kept: tl_crosscoder.training.crash.reproduce({str(folder)!r}) takes it again."
