@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
-def save(crosscoder, directory, *, extra=None, sae_lens=None):
+def save(crosscoder, directory, *, extra=None, sae_lens=None, table=None):
     """The directory, now holding the crosscoder: :func:`tl_crosscoder.hub.save.save`.
 
     Defined here and not resolved on first use like the other names: nnsight gives every object a ``save`` method, and a
@@ -14,4 +14,4 @@ def save(crosscoder, directory, *, extra=None, sae_lens=None):
     """
     from tl_crosscoder.hub.save import save as write
 
-    return write(crosscoder, directory, extra=extra, sae_lens=sae_lens)
+    return write(crosscoder, directory, extra=extra, sae_lens=sae_lens, table=table)

@@ -1,10 +1,13 @@
+import inspect
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import tl_crosscoder as tlc
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.normalizer import Normalizer
@@ -241,3 +244,15 @@ def test_a_dictionary_of_one_model_is_saved_as_one_of_the_difference(tmp_path):
     loaded, x = load(save(one, tmp_path / "c")), torch.randn(20, 1, 5)
     assert torch.equal(loaded(x).recon, one(x).recon)
     assert read_config(tmp_path / "c")["models"] == ["difference"]
+
+
+def test_the_public_save_takes_and_passes_on_every_setting(tmp_path):
+    """It is written out in the package's first file, and so could fall behind."""
+    ours, theirs = (inspect.signature(f).parameters for f in (tlc.save, save))
+    assert {name: p.default for name, p in ours.items()} == {name: p.default for name, p in theirs.items()}
+    crosscoder = Crosscoder(4, 8, ReLU())
+    table = pd.DataFrame({"frequency": [0.5] * 8})
+    folder = tlc.save(crosscoder, tmp_path / "c", extra={"hook": "h"}, sae_lens=True, table=table)
+    assert (folder / "sae_lens" / "sparsity.safetensors").is_file()
+    assert read_config(folder)["extra"] == {"hook": "h"}
+    assert not (tlc.save(crosscoder, tmp_path / "d", sae_lens=False) / "sae_lens").exists()
