@@ -291,6 +291,29 @@ def test_two_models_run_as_one_say_what_one_of_them_says(two, out):
     assert together(TOKENS, return_type="loss").item() == pytest.approx(-log_probs.mean().item(), rel=1e-5)
 
 
+def test_running_two_models_as_one_renames_none_of_their_hooks(two):
+    """As submodules they would be models.1.blocks...; and an SAE that was attached leaves none behind."""
+    inner = [side.model for side in (two.base, two.tuned) if hasattr(side.model, "hook_dict")]
+    before = [(list(model.hook_dict), list(model.run_with_cache(TOKENS)[1])) for model in inner]
+    together = joint(two)
+    together.run_with_saes(TOKENS, saes=[to_sae_lens(crosscoder(), hook=HOOK)])
+    after = [(list(model.hook_dict), list(model.run_with_cache(TOKENS)[1])) for model in inner]
+    assert after == before
+    assert not list(together.parameters())
+
+
+def test_both_models_run_as_one_leave_out_the_tokens_that_they_are_told_to(two):
+    """SAE-Lens' bridge takes the argument and does nothing with it."""
+    together, cc = joint(two), crosscoder()
+    x, ids = two.capture(TOKENS), TOKENS[0, [1, 4]].tolist()
+    recon = cc(x.flatten(0, 1)).recon.unflatten(0, (2, 7)).detach()
+    out = torch.isin(TOKENS, torch.tensor(ids))
+    logits = together.run_with_saes(TOKENS, saes=[to_sae_lens(cc, hook=HOOK)], exclude_special_tokens=ids)
+    expected = two.run(TOKENS, always(x[:, :, 1].where(out[..., None], recon[:, :, 1])))
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert (logits - two.run(TOKENS, always(recon[:, :, 1]))).abs().max() > 0.1
+
+
 def test_the_crosscoder_attaches_exactly_to_both_models_run_as_one(two):
     together, cc = joint(two), crosscoder()
     sae = to_sae_lens(cc, hook=HOOK)
