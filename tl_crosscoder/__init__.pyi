@@ -21,6 +21,7 @@ from .dictionary.partition import Partition as Partition
 from .dictionary.sparsity import BatchTopK as BatchTopK
 from .dictionary.sparsity import GroupMax as GroupMax
 from .dictionary.sparsity import JumpReLU as JumpReLU
+from .dictionary.sparsity import PerModel as PerModel
 from .dictionary.sparsity import ReLU as ReLU
 from .dictionary.sparsity import Split as Split
 from .dictionary.sparsity import Threshold as Threshold

@@ -184,11 +184,12 @@ def _add_codes(
 ) -> Edit:
     """``onto + Σ_j f_j rows_j (+ bias)`` where ``mask``; f from the two models' true activations.
 
-    ``rows_of`` makes each latent's row of the models' raw rows [latent model d_in].
+    ``rows_of`` makes each latent's row of the models' raw rows [latent model d_in]; it is linear in them.
     """
     _check_model(crosscoder, model)
     few, chosen = _cut_down(crosscoder, latent_mask(crosscoder, latents))
-    rows = rows_of(few.raw_rows().detach())
+    raw = few.raw_rows().detach()
+    rows = rows_of(raw)
     other_model = _other(model)
 
     def edit(acts: Tensor, hook: object = None) -> Tensor:  # noqa: ARG001
@@ -207,7 +208,10 @@ def _add_codes(
             codes = few.encode_sparse(pair[where].to(device))
             sequence = where.nonzero().to(device)[codes.tokens(), 0]
             allowed = chosen[codes.latents] if chosen.ndim == 1 else chosen[sequence, codes.latents]
-            written = codes.with_values(codes.values * allowed).decode(rows).float()
+            kept = codes.with_values(codes.values * allowed)
+            # where each model chooses for itself, what is written into it is known after decoding only
+            written = kept.decode(rows) if codes.gates is None else rows_of(kept.decode(raw))
+            written = written.float()
             written = (written if bias is None else written + bias).to(acts.device)
         result = torch.where(where[..., None], start, own)
         result[where] = result[where] + written

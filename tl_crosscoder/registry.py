@@ -1,7 +1,7 @@
 """Name <-> class.  ``build`` and ``describe`` are inverses, so that a part can be written to JSON and read back.
 
 A part stores each constructor argument unchanged under its own name; its description is those arguments and its name.  Where an
-argument is itself a part of the same kind, so is its description.
+argument is itself a part of the same kind, or a tuple of such parts, so is its description.
 """
 
 import inspect
@@ -55,10 +55,17 @@ class Registry:
             raise ValueError(
                 f"{self.kind} {name!r} has no argument {unknown[0]!r}; known: {', '.join(known)}"
             )
-        parts = {key: self.build(value) for key, value in arguments.items() if isinstance(value, dict)}
-        return self.classes[name](**arguments | parts)
+        return self.classes[name](**{key: self._built(value) for key, value in arguments.items()})
 
     def _plain(self, value: object) -> object:
         if type(value) in self.classes.values():
             return self.describe(value)
-        return list(value) if isinstance(value, tuple) else value
+        return [self._plain(part) for part in value] if isinstance(value, tuple) else value
+
+    def _built(self, value: object) -> object:
+        """A part of a part, or several; other values as they are."""
+        if isinstance(value, dict):
+            return self.build(value)
+        if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+            return tuple(self.build(part) for part in value)
+        return value

@@ -1,8 +1,11 @@
 """How much of the whole tuned − base difference a latent writes."""
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from tl_crosscoder.analysis.base import Analysis, Columns, EncodedBatch
+from tl_crosscoder.analysis.latent_order import LatentOrder
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.types import BASE, TUNED
 
@@ -24,20 +27,44 @@ class DifferenceShare(Analysis):
         device = crosscoder.W_dec.device
         self.written = torch.zeros(crosscoder.d_sae, dtype=torch.float64, device=device)
         self.largest = torch.zeros(crosscoder.d_sae, device=device)
+        self.peak = torch.zeros(crosscoder.d_sae, device=device)  # where each model chooses for itself
         self.total = torch.zeros((), dtype=torch.float64, device=device)
 
     def update(self, batch: EncodedBatch) -> None:
         order = batch.by_latent
         difference = batch.target[:, [TUNED]] - batch.target[:, [BASE]]
-        self.written += order.weighted_dots(difference, self._rows())[:, 0]
-        self.largest = torch.maximum(self.largest, order.maximum(order.values))
+        if order.gates is None:
+            self.written += order.weighted_dots(difference, self._rows())[:, 0]
+            self.largest = torch.maximum(self.largest, order.maximum(order.values))
+        else:
+            self._add_gated(order, order.gates, difference)
         self.total += difference.double().square().sum()
 
     def columns(self) -> Columns:
         share = self.written / self.total if self.total > 0 else torch.full_like(self.written, torch.nan)
-        peak = self.largest * self._rows().norm(dim=-1)
+        peak = torch.maximum(self.peak, self.largest * self._rows().norm(dim=-1))
         return {"difference_share": share, "difference_peak": peak}
 
-    def _rows(self):
+    def _add_gated(
+        self,
+        order: LatentOrder,
+        gates: Bool[Tensor, " nnz model"],
+        difference: Float[Tensor, "batch 1 d_in"],
+    ) -> None:
+        """Each model's row is written only where that model has the latent."""
+        decoder = self.crosscoder.decoder_rows().detach()
+        base, tuned = gates[:, BASE], gates[:, TUNED]
+        for sign, m in ((1, TUNED), (-1, BASE)):
+            self.written += sign * order.of_model(m).weighted_dots(difference, decoder[:, m])[:, 0]
+        cases = (
+            (tuned & base, self._rows()),
+            (tuned & ~base, decoder[:, TUNED]),
+            (base & ~tuned, decoder[:, BASE]),
+        )
+        for where, rows in cases:
+            size = order.maximum(order.values * where) * rows.norm(dim=-1)
+            self.peak = torch.maximum(self.peak, size)
+
+    def _rows(self) -> Float[Tensor, "d_sae d_in"]:
         decoder = self.crosscoder.decoder_rows().detach()
         return decoder[:, TUNED] - decoder[:, BASE]

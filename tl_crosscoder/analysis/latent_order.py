@@ -4,10 +4,10 @@ Costs go with the number of active pairs, never with batch x d_sae.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -18,20 +18,31 @@ FLOATS_AT_ONCE = 1 << 24  # bounds the temporaries at 64 MB, whatever d_sae is
 
 @dataclass(frozen=True)
 class LatentOrder:
-    """Pairs sorted by latent: ``fired[i]`` owns ``tokens[offsets[i] : offsets[i + 1]]`` and the values beside them."""
+    """Pairs sorted by latent: ``fired[i]`` owns ``tokens[offsets[i] : offsets[i + 1]]`` and the values beside them.
+
+    ``gates``: the models each pair writes into; None: all.
+    """
 
     tokens: Int[Tensor, " nnz"]
     values: Float[Tensor, " nnz"]
     fired: Int[Tensor, " fired"]
     offsets: Int[Tensor, " fired_plus_1"]
     d_sae: int
+    gates: Bool[Tensor, " nnz model"] | None = None
 
     @classmethod
     def of(cls, codes: Codes, tokens: Int[Tensor, " nnz"]) -> "LatentOrder":
         order = torch.argsort(codes.latents, stable=True)
         fired, counts = torch.unique_consecutive(codes.latents[order], return_counts=True)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(tokens[order], codes.values[order], fired, offsets, codes.d_sae)
+        gates = None if codes.gates is None else codes.gates[order]
+        return cls(tokens[order], codes.values[order], fired, offsets, codes.d_sae, gates)
+
+    def of_model(self, model: int) -> "LatentOrder":
+        """With what is written into one model alone: 0 where it does not have the latent."""
+        if self.gates is None:
+            return self
+        return replace(self, values=self.values * self.gates[:, model], gates=None)
 
     def total(self, per_pair: Float[Tensor, " nnz"]) -> Float[Tensor, " d_sae"]:
         """Sum a value of each pair (in this order) over each latent's tokens, in float64."""

@@ -64,11 +64,16 @@ class LatentScaling(Analysis):
         self.probe, self.directions = probe, directions
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=crosscoder.W_dec.device)
         self.square, self.mass = zeros(crosscoder.d_sae), zeros(crosscoder.d_sae)
+        self.own = zeros(crosscoder.d_sae, 2)  # Σ f² where the model has the latent
         self.with_error, self.with_estimate = zeros(crosscoder.d_sae, 2), zeros(crosscoder.d_sae, 2)
 
     def update(self, batch: EncodedBatch) -> None:
         order = batch.by_latent
-        self.square += order.total(order.values.double() ** 2)
+        square = order.total(order.values.double() ** 2)
+        self.square += square
+        for m in (BASE, TUNED):
+            apart = order.gates is not None
+            self.own[:, m] += order.total(order.of_model(m).values.double() ** 2) if apart else square
         self.mass += order.total(order.values)
         targets = torch.cat([batch.error[:, [BASE, TUNED]], batch.estimate[:, [BASE, TUNED]]], 1)
         dots = order.weighted_dots(targets, self._directions())
@@ -85,7 +90,7 @@ class LatentScaling(Analysis):
         scale = torch.where((length > NO_DIRECTION**2) & (square > 0), length * square, torch.nan)
         with_act = self.with_error + self.with_estimate
         sums = {
-            "error": self.with_error + square * own,
+            "error": self.with_error + self.own * own,
             "recon": self.with_estimate,
             "recon_no_bias": self.with_estimate - mass * bias,
             "act": with_act,

@@ -19,13 +19,15 @@ from tl_crosscoder.dictionary import sparse_ops
 class Codes:
     """The active (token, latent) pairs of a batch, in token order: token i owns ``offsets[i]:offsets[i + 1]``.
 
-    ``values`` are unscaled activations f > 0; memory is in proportion to the active pairs, not to ``d_sae``.
+    ``values`` are unscaled activations f > 0; memory is in proportion to the active pairs, not to ``d_sae``.  ``gates``: the models
+    into which each pair writes, where each model chooses for itself (``code_norm="decoupled"``); None: into all.
     """
 
     values: Float[Tensor, "nnz"]
     latents: Int[Tensor, "nnz"]
     offsets: Int[Tensor, "_"]
     d_sae: int
+    gates: Bool[Tensor, "nnz model"] | None = None
 
     @classmethod
     def from_dense(cls, acts: Float[Tensor, "batch d_sae"]) -> "Codes":
@@ -34,17 +36,27 @@ class Codes:
         return cls._of(acts.flatten()[flat], flat // acts.shape[1], flat % acts.shape[1], acts.shape)
 
     @classmethod
-    def at(cls, pairs: sparse_ops.Pairs, values: Float[Tensor, "nnz"]) -> "Codes":
+    def at(
+        cls,
+        pairs: sparse_ops.Pairs,
+        values: Float[Tensor, "nnz"],
+        gates: Bool[Tensor, "nnz model"] | None = None,
+    ) -> "Codes":
         """Strengths of pairs that are known already."""
-        codes = cls(values, pairs.latents, pairs.offsets, pairs.d_sae)
+        codes = cls(values, pairs.latents, pairs.offsets, pairs.d_sae, gates)
         vars(codes)["pairs"] = pairs
         return codes
 
     @classmethod
     def _of(
-        cls, values: Tensor, tokens: Tensor, latents: Tensor, shape: torch.Size | tuple[int, int]
+        cls,
+        values: Tensor,
+        tokens: Tensor,
+        latents: Tensor,
+        shape: torch.Size | tuple[int, int],
+        gates: Tensor | None = None,
     ) -> "Codes":
-        return cls(values, latents, sparse_ops.starts(tokens, shape[0]), shape[1])
+        return cls(values, latents, sparse_ops.starts(tokens, shape[0]), shape[1], gates)
 
     def __len__(self) -> int:
         """The number of tokens."""
@@ -89,9 +101,16 @@ class Codes:
         chosen = torch.zeros(self.d_sae, dtype=torch.bool, device=self.latents.device)
         chosen[latents] = True
         keep = chosen[self.latents]
+        gates = None if self.gates is None else self.gates[keep]
         return self._of(
-            self.values[keep], self.pairs.tokens[keep], self.latents[keep], (len(self), self.d_sae)
+            self.values[keep], self.pairs.tokens[keep], self.latents[keep], (len(self), self.d_sae), gates
         )
+
+    def of_model(self, model: int) -> "Codes":
+        """What is written into one model: the same pairs, 0 where the model does not have them."""
+        if self.gates is None:
+            return self
+        return replace(self, values=self.values * self.gates[:, model], gates=None)
 
     def with_values(self, values: Float[Tensor, "nnz"]) -> "Codes":
         """The same pairs with other strengths."""
@@ -103,8 +122,19 @@ class Codes:
         return sparse_ops.Pairs(self.tokens(), self.latents, self.offsets, self.d_sae)
 
     def decode(self, rows: Float[Tensor, "d_sae *rest"]) -> Float[Tensor, "batch *rest"]:
-        """``Σ_j f_j · rows[j]`` for each token."""
-        return sparse_ops.decode_pairs(self.values, rows, self.pairs)
+        """``Σ_j f_j · rows[j]`` for each token; with gates, rows [d_sae, model, ...], each model's from what is on there."""
+        if self.gates is None:
+            return sparse_ops.decode_pairs(self.values, rows, self.pairs)
+        n_models = self.gates.shape[1]
+        if rows.shape[1:2] != (n_models,):
+            raise ValueError(
+                f"these codes write into each of {n_models} models apart, so they decode rows [d_sae, model={n_models}, ...]; got "
+                f"rows {list(rows.shape)}"
+            )
+        written = (
+            sparse_ops.decode_pairs(self.of_model(m).values, rows[:, m], self.pairs) for m in range(n_models)
+        )
+        return torch.stack(list(written), 1)
 
     def decode_prefixes(
         self, rows: Float[Tensor, "d_sae *rest"], ends: Sequence[int]
@@ -116,7 +146,8 @@ class Codes:
         order = sparse_ops.sorting_order(part, len(ends))
         # one code with a token for each part of each token, which decodes to what that part adds
         shape = (len(ends) * len(self), self.d_sae)
-        parts = self._of(values[order], (part * len(self) + tokens)[order], latents[order], shape)
+        gates = None if self.gates is None else self.gates[inside][order]
+        parts = self._of(values[order], (part * len(self) + tokens)[order], latents[order], shape, gates)
         return parts.decode(rows).unflatten(0, (len(ends), len(self))).cumsum(0)
 
 

@@ -1,5 +1,6 @@
 """One sparse code for every model, a decoder for each."""
 
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, final
@@ -17,12 +18,12 @@ from tl_crosscoder.dictionary.scores import Crowded, ExactScores
 from tl_crosscoder.dictionary.screening import ScreenedScores, screens
 from tl_crosscoder.dictionary.shard import WHOLE, Shard
 from tl_crosscoder.dictionary.sparse_ops import Pairs, encode_pairs, take_rows
-from tl_crosscoder.dictionary.sparsity import SPARSITIES, Sparsity
+from tl_crosscoder.dictionary.sparsity import SPARSITIES, PerModel, Sparsity
 from tl_crosscoder.errors import ShapeMismatch
 
 #: Share of active latents above which a dense product is faster than one over pairs.
 MAX_DENSITY = 1 / 8
-CODE_NORMS = ("sum", "l2", "none")
+CODE_NORMS = ("sum", "l2", "none", "decoupled")
 ENCODERS = ("sum", "mean")
 
 
@@ -55,7 +56,9 @@ class Crosscoder(nn.Module):
     """``pre_acts = Σ_m W_enc^m x^m + b_enc``; ``recon^m = Σ_j f_j d_j^m + b_dec^m``, with x and recon in normalised units.
 
     ``code_norm`` weighs an activation by its decoders: ``"sum"`` of the models' norms (Lindsey et al. 2024), ``"l2"`` norm of the
-    concatenation (one SAE on the stacked vector), ``"none"``.  ``encoder="mean"`` takes the mean over models in place of the sum
+    concatenation (one SAE on the stacked vector), ``"none"``; ``"decoupled"``: each model chooses by its own decoder's norm, with a
+    k and a threshold of its own (:class:`~tl_crosscoder.dictionary.sparsity.PerModel`; one ``sparsity`` stands for a copy each),
+    and what it does not choose is not written into it.  ``encoder="mean"`` takes the mean over models in place of the sum
     (Delta-Crosscoder, Kassem et al. 2026, arXiv:2603.04426).  ``partition``: latents that are shared, or one model's, for good.
     ``init``: where the weights start.  With one model it is a dictionary of that model's activations, or of a
     :func:`~tl_crosscoder.dictionary.difference.difference`.  ``shard``: make only the latents of this process, one of many that
@@ -72,7 +75,7 @@ class Crosscoder(nn.Module):
         *,
         n_models: int = 2,
         normalizer: Normalizer | None = None,
-        code_norm: Literal["sum", "l2", "none"] = "sum",
+        code_norm: Literal["sum", "l2", "none", "decoupled"] = "sum",
         encoder: Literal["sum", "mean"] = "sum",
         partition: Partition = Partition(),  # noqa: B008 - frozen
         init: Init = Init(),  # noqa: B008 - frozen
@@ -86,6 +89,7 @@ class Crosscoder(nn.Module):
         if encoder not in ENCODERS:
             raise ValueError(f"no encoder named {encoder!r}; known: {', '.join(ENCODERS)}")
         partition.check(d_sae, n_models, d_in)
+        sparsity = _fitting(sparsity, code_norm, n_models)
         sparsity.check(d_sae)
         normalizer = Normalizer.identity(n_models, d_in) if normalizer is None else normalizer
         if normalizer.mean.shape != (n_models, d_in):
@@ -150,8 +154,25 @@ class Crosscoder(nn.Module):
 
     def decode(self, acts: Float[Tensor, "batch d_sae"] | Codes) -> Float[Tensor, "batch model d_in"]:
         """The reconstruction of every model's activations, raw units."""
+        if isinstance(acts, Tensor) and isinstance(self.sparsity, PerModel):
+            gates = self.sparsity.gates(acts.detach(), self.decoder_norms().detach())
+            return self.normalizer.denormalise(
+                torch.einsum("bs,bsm,smd->bmd", acts, gates, self.W_dec) + self.b_dec
+            )
         codes = acts if isinstance(acts, Codes) else DenseCodes(acts)
         return self.normalizer.denormalise(self._estimate(codes))
+
+    @torch.no_grad()
+    def strengths(
+        self, values: Float[Tensor, "nnz"], latents: Int[Tensor, "nnz"]
+    ) -> Float[Tensor, "nnz model"]:
+        """How strongly these activations write into each model: alike, or 0 where a model does not choose them (``eval()``)."""
+        if not isinstance(self.sparsity, PerModel):
+            return values[:, None].expand(-1, self.n_models)
+        if (few := self.sparsity.restricted(latents)) is None:
+            raise ValueError("latents that compete for a place (TopK) have no strength by themselves")
+        gates = few.eval().gates(values[None].to(self.W_dec.dtype), self.decoder_norms()[latents])[0]
+        return gates.to(values.dtype) * values[:, None]
 
     def decoder_norms(self) -> Float[Tensor, "d_sae model"]:
         """‖d_j^m‖ in normalised units; folding does not change it."""
@@ -159,11 +180,11 @@ class Crosscoder(nn.Module):
         return norms if self.units is None else norms * self.units.scale
 
     def selection_norms(self) -> Float[Tensor, "d_sae"]:
-        """The weight of each latent's activation in selection and penalty, by ``code_norm``."""
+        """The weight of each latent's activation in selection and penalty, by ``code_norm`` (decoupled: all models' together)."""
         if self.code_norm == "none":
             return self.W_dec.new_ones(len(self.W_dec))
         norms = self.decoder_norms()
-        return norms.sum(-1) if self.code_norm == "sum" else norms.norm(dim=-1)
+        return norms.norm(dim=-1) if self.code_norm == "l2" else norms.sum(-1)
 
     def decoder_rows(
         self, latents: Int[Tensor, "latent"] | None = None
@@ -271,6 +292,8 @@ class Crosscoder(nn.Module):
 
     def _codes(self, y: Float[Tensor, "batch model d_in"]) -> Codes | DenseCodes:
         """The same codes and gradients from active pairs only where these are few, densely where they are many."""
+        if isinstance(self.sparsity, PerModel):
+            return self._paired(y)
         if self.sparsity.selects and not self._crowded:
             try:
                 return self._paired(y)
@@ -286,13 +309,17 @@ class Crosscoder(nn.Module):
         with torch.no_grad():
             kind = ScreenedScores if screens(y) else ExactScores
             # a rank that left for the dense path would keep the others waiting
-            alone = self.shard.every.size == 1
-            limit = int(MAX_DENSITY * len(self.W_dec) * len(y)) if alone else None
-            rows = self.W_enc_rows.flatten(1)
-            found = self.sparsity.choose(kind(y.flatten(1), rows, self.b_enc, self.selection_norms(), limit))
+            apart = isinstance(self.sparsity, PerModel)  # gates are known of pairs only
+            may_leave = self.shard.every.size == 1 and not apart
+            limit = int(MAX_DENSITY * len(self.W_dec) * len(y)) if may_leave else None
+            rows, norms = (
+                self.W_enc_rows.flatten(1),
+                self.decoder_norms() if apart else self.selection_norms(),
+            )
+            found = self.sparsity.choose(kind(y.flatten(1), rows, self.b_enc, norms, limit))
             pairs, order = Pairs.of_latent_order(found.tokens, found.latents, len(y), len(self.W_dec))
         values = encode_pairs(y, self.W_enc_rows, self.b_enc, pairs, found.pre_acts[order])
-        return Codes.at(pairs, values)
+        return Codes.at(pairs, values, None if found.gates is None else found.gates[order])
 
     def _encoder_input(self, y: Float[Tensor, "*batch model d_in"]) -> Float[Tensor, "*batch model d_in"]:
         """Scaled so that the encoder's sum over models is the sum or the mean."""
@@ -304,6 +331,18 @@ class Crosscoder(nn.Module):
 
     def _estimate(self, codes: Codes | DenseCodes) -> Float[Tensor, "batch model d_in"]:
         return self.shard.sum(codes.decode(self.W_dec)).add_(self.b_dec)
+
+
+def _fitting(sparsity: Sparsity, code_norm: str, n_models: int) -> Sparsity:
+    """The sparsity, one for each model where each chooses for itself."""
+    if code_norm == "decoupled" and not isinstance(sparsity, PerModel):
+        return PerModel(tuple(deepcopy(sparsity) for _ in range(n_models)))
+    if isinstance(sparsity, PerModel) and (code_norm != "decoupled" or len(sparsity.parts) != n_models):
+        raise ValueError(
+            f"PerModel with {len(sparsity.parts)} parts is for code_norm='decoupled' and as many models, got "
+            f"code_norm={code_norm!r} and n_models={n_models}"
+        )
+    return sparsity
 
 
 def _checked(settings: dict[str, Any], of: str, known: tuple[str, ...]) -> dict[str, Any]:

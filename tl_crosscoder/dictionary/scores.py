@@ -6,6 +6,7 @@ pairs above a bar and gets all of them, with their exact pre-activations; how th
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,25 +29,30 @@ class Crowded(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Some pairs of a batch, sorted by latent, then token."""
+    """Some pairs of a batch, sorted by latent, then token.  ``gates``: in which models each is on; None: in all."""
 
     tokens: Int[Tensor, "nnz"]
     latents: Int[Tensor, "nnz"]
     pre_acts: Float[Tensor, "nnz"]
     scores: Float[Tensor, "nnz"]
+    gates: Bool[Tensor, "nnz model"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, chosen: Tensor) -> "Found":
         """The pairs of a mask, or of ascending positions."""
-        return Found(self.tokens[chosen], self.latents[chosen], self.pre_acts[chosen], self.scores[chosen])
+        gates = None if self.gates is None else self.gates[chosen]
+        return Found(
+            self.tokens[chosen], self.latents[chosen], self.pre_acts[chosen], self.scores[chosen], gates
+        )
 
 
 class Scores(ABC):
-    """Where a sparsity looks.  ``norms`` [d_sae] weigh the latents; ``limit`` pairs are the most it will list."""
+    """Where a sparsity looks.  ``norms`` weigh the latents, for each model apart where they are [d_sae, model]; ``limit`` pairs
+    are the most it will list."""
 
-    norms: Float[Tensor, "d_sae"]
+    norms: Float[Tensor, "d_sae *model"]
     n_tokens: int
     limit: int | None = None
 
@@ -70,6 +76,12 @@ class Scores(ABC):
     def part(self, latents: slice) -> "Scores":
         """The scores of neighbouring latents alone, counted from 0; nothing is computed yet."""
 
+    def of_model(self, model: int) -> "Scores":
+        """The scores by one model's norms; nothing is computed yet."""
+        scores = copy(self)
+        scores.norms = self.norms[:, model]
+        return scores
+
     def above(self, bar: float | Float[Tensor, "d_sae"] = 0.0, limit: int | None = None) -> Found:
         """Every pair whose score is above ``bar`` >= 0, and no other.
 
@@ -85,8 +97,8 @@ class Scores(ABC):
             listed += len(parts[-1])
             if limit is not None and listed > limit:
                 raise Crowded
-        columns = ([getattr(part, name) for part in parts] for name in Found.__dataclass_fields__)
-        return Found(*(torch.cat(column) for column in columns))
+        columns = zip(*((p.tokens, p.latents, p.pre_acts, p.scores) for p in parts), strict=True)
+        return Found(*map(torch.cat, columns))
 
     def weighed(self) -> Float[Tensor, "batch d_sae"]:
         """Every score, in full."""
@@ -115,7 +127,7 @@ class Block(NamedTuple):
 class GivenScores(Scores):
     """Scores of pre-activations that are there already."""
 
-    def __init__(self, pre_acts: Float[Tensor, "batch d_sae"], norms: Float[Tensor, "d_sae"]):
+    def __init__(self, pre_acts: Float[Tensor, "batch d_sae"], norms: Float[Tensor, "d_sae *model"]):
         self._pre_acts, self.norms, self.n_tokens = pre_acts, norms, len(pre_acts)
 
     def pre_acts(self) -> Float[Tensor, "batch d_sae"]:
@@ -141,7 +153,7 @@ class ExactScores(Scores):
         x: Float[Tensor, "batch n"],
         rows: Float[Tensor, "d_sae n"],
         bias: Float[Tensor, "d_sae"],
-        norms: Float[Tensor, "d_sae"],
+        norms: Float[Tensor, "d_sae *model"],
         limit: int | None = None,
     ):
         self.x, self.rows, self.bias, self.norms = x, rows, bias, norms

@@ -117,7 +117,7 @@ def attribution(
     for side, model in SIDES:
         clean, gradient = _gradient(pair, side, batch, wanted, other)
         g = gradient.to(rows.device)[where]
-        effects[f"gradient_{side}"] = _by_latent(codes, rows[:, model], g) / len(batch)
+        effects[f"gradient_{side}"] = _by_latent(codes.of_model(model), rows[:, model], g) / len(batch)
         latents = float(effects[f"gradient_{side}"].sum())
         error = float(((x - recon)[:, model] * g).sum()) / len(batch)
         total = float((x[:, model] * g).sum()) / len(batch)

@@ -33,11 +33,12 @@ def single_ablations(
         text, of_row = np.unique(here[["sequence", "position"]].to_numpy(int), axis=0, return_inverse=True)
         clean_batch, batch = _prefixes(corpus, text), _prefixes(corpus, text[of_row.ravel()])
         latents = torch.tensor(here["latent"].tolist(), device=rows.device)
-        written = torch.tensor(here["value"].tolist(), dtype=rows.dtype, device=rows.device)[:, None]
+        values = torch.tensor(here["value"].tolist(), dtype=rows.dtype, device=rows.device)
+        written = crosscoder.strengths(values, latents)
         shifts = []
         for column, (side, model) in enumerate(SIDES):
             clean = _last(pair.run(clean_batch, side=side), clean_batch)[of_row.ravel()]
-            edit = _taken_out(written * rows[latents, model], batch.lengths - 1)
+            edit = _taken_out(written[:, model, None] * rows[latents, model], batch.lengths - 1)
             ablated = _last(pair.run(batch, edit, side=side), batch)
             effects[chosen, column] = _kl(ablated, clean).cpu().numpy()
             shifts.append((ablated - clean).cpu())

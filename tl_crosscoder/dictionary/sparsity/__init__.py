@@ -4,6 +4,7 @@ from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity
 from tl_crosscoder.dictionary.sparsity.batch_topk import BatchTopK
 from tl_crosscoder.dictionary.sparsity.group_max import GroupMax
 from tl_crosscoder.dictionary.sparsity.jumprelu import JumpReLU
+from tl_crosscoder.dictionary.sparsity.per_model import PerModel
 from tl_crosscoder.dictionary.sparsity.relu import ReLU
 from tl_crosscoder.dictionary.sparsity.split import Split
 from tl_crosscoder.dictionary.sparsity.threshold import Threshold
@@ -14,6 +15,7 @@ __all__ = [
     "BatchTopK",
     "GroupMax",
     "JumpReLU",
+    "PerModel",
     "ReLU",
     "Sparsity",
     "Split",
