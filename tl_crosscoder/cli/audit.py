@@ -9,7 +9,7 @@ import typer
 from tl_crosscoder.cli.app import app, stoppable
 from tl_crosscoder.cli.options import Adapter, Behaviours, Device, Dtype, Json, NewTokens, Quiet
 from tl_crosscoder.cli.output import say
-from tl_crosscoder.cli.runs import Run, RunBase, RunTuned, keep, open_run
+from tl_crosscoder.cli.runs import Run, RunBase, RunTuned, keep, open_report, open_run
 
 Part = Literal["whole", "difference"]
 Noise = Literal["scale", "covariance"]
@@ -48,7 +48,8 @@ def audit_command(
 ) -> None:
     """Train the run's crosscoder on control pairs and other seeds, take the gated latents out, and give one verdict.
 
-    GATE_BROKEN, DISTRIBUTION_DRIFT, STABLE_NOT_CAUSAL, UNDERPOWERED or PASS.  Crosscoders are kept in studies/parts/audit.
+    GATE_BROKEN, DISTRIBUTION_DRIFT, STABLE_NOT_CAUSAL, UNDERPOWERED or PASS.  Crosscoders are kept in studies/parts/audit.  The
+    models are needed for a task; without one the verdict is about the gate alone, and never PASS.
     """
     from dataclasses import replace
 
@@ -58,21 +59,25 @@ def audit_command(
 
     chosen = Gate(gate, threshold, least)
     asked = ExactMatch.from_file(task) if task else None
-    opened = open_run(run, base, tuned, adapter, behaviours, device=device, dtype=dtype)
-    report, other = opened.report, read_lines(off_task)
-    if asked is None and opened.behaviours:
-        asked = BehaviourTask(tuple(opened.behaviours))
-    if other is None and (made_by := report.metrics.get("demo")):
+    report, other = open_report(run), read_lines(off_task)
+    made_by, pair, known = report.metrics.get("demo"), None, []
+    if base or made_by or asked or behaviours:
+        opened = open_run(run, base, tuned, adapter, behaviours, device=device, dtype=dtype)
+        pair, known = opened.pair, opened.behaviours
+    if asked is None and known:
+        asked = BehaviourTask(tuple(known))
+    if other is None and made_by:
         from tl_crosscoder.demo import demo_recipe
 
         other = list(demo_recipe(made_by).planted.ordinary_heldout)
+    parts = report.folder.studies / "parts"
     config = report.config if steps is None else replace(report.config, steps=steps)
     result = gate_audit(
-        report.store, kept_learning(opened.parts / "audit", config, device=device, progress=not quiet),
-        gate=chosen, seeds=range(seeds), pair=opened.pair, task=asked,
+        report.store, kept_learning(parts / "audit", config, device=device, progress=not quiet),
+        gate=chosen, seeds=range(seeds), pair=pair, task=asked,
         off_task=Unchanged("other prompts", tuple(other)) if other else None,
         part=part, noise=noise,
-        with_lexical=lexical, held_out=config.held_out, max_new_tokens=max_new_tokens, parts=opened.parts,
+        with_lexical=lexical, held_out=config.held_out, max_new_tokens=max_new_tokens, parts=parts,
         progress=not quiet, say=say(quiet),
     )  # fmt: skip
     keep(report, result, as_json, "audit" if gate == "specificity" else f"audit-{gate}")
