@@ -135,6 +135,19 @@ def test_what_was_saved_here_comes_back_with_its_words(tmp_path):
         origin(made)
 
 
+def test_statistics_without_a_place_in_a_crosscoder_are_set_aside_and_said(tmp_path):
+    for make, name in (
+        (writers.dictionary_learning, "activation_std"),
+        (writers.heterogeneous, "normalizer.std_1"),
+    ):
+        written = make(tmp_path / name)
+        found = origin(load(written.path))
+        assert found.statistics[name] == pytest.approx(written.tensors[name].flatten().tolist())
+        assert any(name in note and "origin(...).statistics" in note for note in found.conventions.notes)
+    raw = writers.kissane(tmp_path / "c")
+    assert origin(load(raw.path, scale=1)).statistics == {}
+
+
 # -- check
 
 

@@ -24,12 +24,14 @@ class Origin:
     """Where a crosscoder was loaded from, what its files mean, and what was measured; ``fit`` is None where nothing was.
 
     ``extra``: for :func:`tl_crosscoder.save` to keep with it: its own, of a crosscoder that was saved here, else the conventions.
+    ``statistics``: numbers of the files that a crosscoder has no place for, such as a standard deviation for each dimension.
     """
 
     source: str
     conventions: Conventions
     fit: Fit | None
     extra: dict[str, Any]
+    statistics: dict[str, list[float]]
 
 
 _ORIGINS: WeakKeyDictionary[Crosscoder, Origin] = WeakKeyDictionary()
@@ -69,7 +71,7 @@ def load(
     crosscoder = form.read(contents, given)
     extra = _extra(str(place), said, contents)
     fit = None if check is None else check_fit(crosscoder, check, said, trained=extra.get("pair"))
-    _ORIGINS[crosscoder] = Origin(str(place), said, fit, extra)
+    _ORIGINS[crosscoder] = Origin(str(place), said, fit, extra, form.statistics(contents))
     return crosscoder
 
 

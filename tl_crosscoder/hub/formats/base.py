@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 NOT_STATED = "not stated in the files"
 
 
+#: What is said where :meth:`Format.statistics` finds any.
+SET_ASIDE = "{} of the activations are not part of a crosscoder, only the scale that they make: tlc.origin(...).statistics has them"
+
+
 def listed(numbers: Iterable[float]) -> str:
     """With six digits."""
     return ", ".join(f"{number:.6g}" for number in numbers)
@@ -69,8 +73,6 @@ class Format(ABC):
     """One layout of files.  ``recognises`` looks at tensors and settings, never at names of files or repositories."""
 
     name: ClassVar[str]
-    #: Every tensor a file of this format may hold; others are refused.
-    tensors: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def recognises(self, contents: Contents) -> bool: ...
@@ -78,6 +80,10 @@ class Format(ABC):
     @abstractmethod
     def describe(self, contents: Contents) -> Conventions:
         """Raises UnreadableFormat where no Crosscoder does what the files mean, CorruptFile where they contradict themselves."""
+
+    def statistics(self, contents: Contents) -> dict[str, list[float]]:  # noqa: ARG002 - most have none
+        """Numbers of the files that no Crosscoder has a place for, by their names there."""
+        return {}
 
     @abstractmethod
     def read(self, contents: Contents, given: Given) -> "Crosscoder":

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from tl_crosscoder.errors import CorruptFile, UnreadableFormat
-from tl_crosscoder.hub.formats.base import NOT_STATED, Conventions, Format, Given, listed
+from tl_crosscoder.hub.formats.base import NOT_STATED, SET_ASIDE, Conventions, Format, Given, listed
 from tl_crosscoder.hub.formats.contents import Contents
 from tl_crosscoder.hub.formats.layout import expect, sizes_of
 
@@ -86,6 +86,8 @@ class DictionaryLearning(Format):
             notes.append(
                 f"config.json says k={contents.settings['k']!r:.20}; the tensor's k={k:g} is what was trained"
             )
+        if set_aside := self.statistics(contents):
+            notes.append(SET_ASIDE.format(", ".join(set_aside)))
         trainer = contents.settings.get("trainer")
         trainer = trainer if isinstance(trainer, dict) else {}
         layer = trainer.get("layer")
@@ -103,6 +105,10 @@ class DictionaryLearning(Format):
             wants=wants,
             claims={"l0": k} if batch_topk and k else {},
         )  # fmt: skip
+
+    def statistics(self, contents: Contents) -> dict[str, list[float]]:
+        names = ("activation_std", "target_rms") if _has_normaliser(contents) else ()
+        return {name: values for name in names if (values := contents.values(name)) is not None}
 
     def read(self, contents: Contents, given: Given) -> "Crosscoder":
         import torch

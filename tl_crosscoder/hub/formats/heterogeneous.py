@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tl_crosscoder.errors import CorruptFile, UnreadableFormat
-from tl_crosscoder.hub.formats.base import Conventions, Format, Given, listed
+from tl_crosscoder.hub.formats.base import SET_ASIDE, Conventions, Format, Given, listed
 from tl_crosscoder.hub.formats.contents import Contents
 from tl_crosscoder.hub.formats.dictionary_learning import CODE_NORMS, OURS, RANKING, known_k
 from tl_crosscoder.hub.formats.layout import LARGEST, expect
@@ -60,6 +60,9 @@ class Heterogeneous(Format):
         scales = [scale(contents, i) for i in range(len(found))]
         padded = [i for i, d in enumerate(found) if d < max(found)]
         note = f"widths {found}: activations of model {', '.join(map(str, padded))} are wanted padded with zeros to {max(found)}"
+        notes = [note] if padded else []
+        if set_aside := self.statistics(contents):
+            notes.append(SET_ASIDE.format(", ".join(set_aside)))
         return Conventions(
             self.name,
             max(found), d_sae, len(found),
@@ -68,10 +71,16 @@ class Heterogeneous(Format):
             ranking=f"f · {RANKING[norm]}",
             threshold="missing" if wants else f"one: f·w > {threshold}",
             normalisation="none" if scales[0] is None else f"(x - mean) · scale, scale = {listed(s for s in scales if s)}",
-            notes=(note,) if padded else (),
+            notes=tuple(notes),
             wants=wants,
             claims={"l0": k} if k else {},
         )  # fmt: skip
+
+    def statistics(self, contents: Contents) -> dict[str, list[float]]:
+        if scale(contents, 0) is None:
+            return {}
+        names = ["normalizer.target_rms", *(f"normalizer.std_{i}" for i in range(len(widths(contents))))]
+        return {name: values for name in names if (values := contents.values(name)) is not None}
 
     def read(self, contents: Contents, given: Given) -> "Crosscoder":
         import torch
