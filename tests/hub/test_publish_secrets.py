@@ -51,6 +51,17 @@ def test_a_secret_is_found_wherever_it_stands(tmp_path, place):
     assert "a Hugging Face token, hf_aB3…" in check.text
 
 
+def test_nothing_is_published_through_a_link(hub, tmp_path):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "diary.txt").write_text("dear diary")
+    for number, target in enumerate(("private", "private/diary.txt")):
+        run = run_folder(tmp_path / f"run{number}")
+        (run / "report" / "more").symlink_to(tmp_path / target)
+        with pytest.raises(ValueError, match="more is a link"):
+            tlc.publish(run, "me/cc", license="mit", report=True)
+    assert hub.requests == []
+
+
 def test_what_the_user_says_may_go_goes(hub):
     settings = {"license": "mit", "extra": {"note": TOKEN}}
     assert tlc.publish(small_crosscoder(), "me/cc", dry_run=True, **settings).refused

@@ -114,6 +114,10 @@ def publish(
         if study.table is not None:
             study.table.to_parquet(folder / TABLE)
         if pages:
+            if links := [path for path in sorted(Path(pages).rglob("*")) if path.is_symlink()]:
+                raise ValueError(
+                    f"{links[0]} is a link, and what it leads to may not be meant for others; copy it, or take it out"
+                )
             shutil.copytree(pages, folder / REPORT)
         pictures = draw_pictures(folder, study) if figures else ()
         text = card(
