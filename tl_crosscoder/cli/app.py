@@ -3,12 +3,38 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
+
+#: The verbs in the order in which one meets them; those named nowhere are questions.
+QUESTIONS = "Is it real? Asked of a run"
+SECTIONS = {
+    "The whole job": ["demo", "diff"],
+    "Step by step": ["capture", "train", "table", "report"],
+    QUESTIONS: [],
+    "Crosscoders of others, and yours for others": ["inspect", "convert", "publish"],
+}
+
+
+class Sections(TyperGroup):
+    """The command's help, with its verbs in sections."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        width, elsewhere = max(map(len, self.commands)), sum(SECTIONS.values(), [])
+        questions = [name for name in self.commands if name not in elsewhere]
+        for title, names in (SECTIONS | {QUESTIONS: questions}).items():
+            with formatter.section(title):
+                helps = (self.commands[name].get_short_help_str(limit=200) for name in names)
+                formatter.write_dl(
+                    [(name.ljust(width), text) for name, text in zip(names, helps, strict=True)]
+                )
+
 
 app = typer.Typer(
+    cls=Sections,
     help="What did fine-tuning change inside a language model?",
     no_args_is_help=True,
     add_completion=True,
