@@ -23,7 +23,10 @@ class Sections(TyperGroup):
     """The command's help, with its verbs in sections."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        width, elsewhere = max(map(len, self.commands)), sum(SECTIONS.values(), [])
+        width, elsewhere = (
+            max(map(len, self.commands)),
+            {name for names in SECTIONS.values() for name in names},
+        )
         questions = [name for name in self.commands if name not in elsewhere]
         for title, names in (SECTIONS | {QUESTIONS: questions}).items():
             with formatter.section(title):
