@@ -71,7 +71,9 @@ def test_processes_leave_the_files_of_one_and_share_the_work(whole, tmp_path, si
     assert files(tmp_path) == files(whole)
     _, alone = run(tmp_path / "alone")
     assert len({rows for rows, _ in told}) == 1
-    assert sum(calls for _, calls in told) == alone + size - 1, "each further process looks at the shapes once"
+    assert sum(calls for _, calls in told) == alone + size - 1, (
+        "each further process looks at the shapes once"
+    )
     assert max(calls for _, calls in told) < alone
 
 
@@ -90,6 +92,8 @@ def test_killed_in_one_process_it_goes_on_with_any_number(whole, tmp_path, at, s
     assert 0 < len(kept) < n
     with pytest.raises(CorruptFile, match=rf"holds {len(kept)} of {n} shards: its capture was interrupted"):
         PairedActivations.open(tmp_path)
+    for half in (".tmpAbC123", "shard-00007.safetensors.tmp"):
+        (tmp_path / half).write_bytes(b"half")
     written = {name: (tmp_path / name).stat().st_mtime_ns for name in kept}
     on_processes(run, size, tmp_path)
     assert files(tmp_path) == files(whole)

@@ -104,6 +104,11 @@ def capture(
         def begin() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(alone_in(folder))
+            for half_written in (
+                *folder.glob("*.tmp"),
+                *folder.glob(".tmp*"),
+            ):  # .tmp*: what safetensors calls them
+                half_written.unlink()
             if _earlier(folder, asked) is None:
                 made.append(begun())
                 _begin(folder, made[0][0].corpus, pair.tokenizer, made[0][1])
