@@ -152,6 +152,32 @@ def test_a_librarys_own_generate_gives_what_generating_in_lockstep_gives(library
     assert torch.equal(generated(pair, library, tokens, 5), plain)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beam_search_is_followed_through_every_exchange_of_texts(family):
+    """Without a cache the whole text is read again at each step, so that nothing has to be followed: the answer to be met."""
+    pair, crosscoder, tokens = pair_of("plain", family), dictionary(), batch()
+    pair.tuned.module.generation_config.eos_token_id = None
+
+    def beams(cached: bool) -> torch.Tensor:
+        asked = {"input_ids": tokens.ids, "attention_mask": tokens.attention_mask.long(), "max_new_tokens": 6}
+        return pair.tuned.model.generate(**asked, num_beams=4, do_sample=False, use_cache=cached)
+
+    with pair.hooks(ablate(crosscoder, range(16), pair.other)):
+        want = beams(cached=False)
+        assert torch.equal(beams(cached=True), want)
+    assert not torch.equal(beams(cached=True), want)
+
+
+def test_a_cache_that_was_watched_is_left_as_it_was():
+    pair, tokens = pair_of("plain"), batch("none")
+    with pair.hooks(steer(dictionary(), [0], 1.0)):
+        cache = pair.tuned.model(tokens.ids, use_cache=True).past_key_values
+        for _ in range(2):
+            pair.tuned.model(tokens.ids[:, :1], past_key_values=cache, use_cache=True)
+        assert "reorder_cache" in vars(cache)
+    assert "reorder_cache" not in vars(cache)
+
+
 @NEEDS_PEFT
 def test_one_model_with_its_adapter_on_and_off_reads_along_with_itself():
     model = tiny_lora_model(tiny_llama_model(), ["q_proj", "up_proj"])

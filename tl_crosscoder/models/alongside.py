@@ -1,5 +1,6 @@
 """The other model reads along while somebody runs the first one by his own means."""
 
+import torch
 from torch import Tensor
 
 from tl_crosscoder.models.backends import Backend
@@ -23,7 +24,12 @@ class Alongside:
             if new == tokens.ids.shape[1]:  # another text
                 self.follower = Follower(self.other, tokens, self.hook) if tokens.is_left_padded else None
             if self.follower is not None:
-                self.acts = self.follower.extend(tokens.ids[:, -new:])
+                if self.follower.started and not torch.equal(self.follower.tokens.ids, tokens.ids[:, :-new]):
+                    # beam search gave some rows other beginnings: read those anew
+                    self.follower = Follower(self.other, tokens, self.hook)
+                    self.acts = self.follower.extend(tokens.ids)[:, -new:]
+                else:
+                    self.acts = self.follower.extend(tokens.ids[:, -new:])
             elif new == tokens.ids.shape[1]:
                 self.acts = self.other.capture(tokens, self.hook)
             else:

@@ -170,7 +170,7 @@ class ModelPair:
             with pair.hooks(tlc.ablate(crosscoder, latents, pair.other)):
                 model.generate(...)
 
-        Nothing is left behind.  Beam search reorders texts between two steps, which cannot be seen: sample, or decode greedily.
+        Nothing is left behind.  Beam search is followed through every exchange of texts, the other model reading them anew.
         """
         edited, other = self._live(side), self.sides(side)[1]
         along = Alongside(other, self.hook)

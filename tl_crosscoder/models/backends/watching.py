@@ -47,17 +47,39 @@ class Reading:
         finally:
             self.busy = False
 
+    def exchange(self, order: Tensor) -> None:
+        """Row i goes on with the text that row ``order[i]`` had, as beam search decides between two steps."""
+        if self.ids is not None:
+            self.ids = self.ids[order.to(self.ids.device)]
+
 
 @contextmanager
 def watching_decoder(decoder: nn.Module, on_tokens: OnTokens) -> Iterator[None]:
     """Of transformers models: ``decoder`` is the module that holds the blocks, which every caller goes through."""
     reading = Reading(on_tokens)
+    caches: list[Any] = []
+
+    def follow(cache: Any) -> None:
+        reorder = cache.reorder_cache
+
+        def reordered(order: Tensor) -> None:
+            reorder(order)
+            reading.exchange(order)
+
+        cache.reorder_cache = reordered
+        caches.append(cache)
 
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             raise ValueError("pair.hooks needs token ids: the model was given embeddings, or none.")
         cache = kwargs.get("past_key_values")
+        if (
+            hasattr(cache, "reorder_cache")
+            and not reading.busy
+            and all(cache is not known for known in caches)
+        ):
+            follow(cache)
         n_cached = 0 if cache is None else int(cache.get_seq_length())
         reading.read(ids, kwargs.get("attention_mask"), n_cached)
 
@@ -66,6 +88,8 @@ def watching_decoder(decoder: nn.Module, on_tokens: OnTokens) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+        for cache in caches:
+            del cache.reorder_cache
 
 
 @contextmanager
