@@ -94,10 +94,9 @@ def test_where_sae_lens_cannot_be_imported_the_reason_stands_beside_the_remedy(t
 def test_importing_again_registers_again_and_raises_nothing():
     import importlib
 
-    from tl_crosscoder.hub.sae_lens.native import joint_model, joint_sae, paired_sae, training_sae
+    from tl_crosscoder.hub.sae_lens.native import training_sae
 
-    for module in (training_sae, joint_sae, paired_sae, joint_model, training_sae):
-        importlib.reload(module)
+    importlib.reload(importlib.reload(training_sae))
     from sae_lens.registry import get_sae_training_class
 
     kind, config = get_sae_training_class("tl_crosscoder_batchtopk")

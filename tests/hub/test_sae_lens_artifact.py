@@ -18,6 +18,8 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK, GroupMax, JumpReLU, ReLU, Split, TopK
 from tl_crosscoder.errors import CorruptFile
+from tl_crosscoder.hub.load import load as hub_load
+from tl_crosscoder.hub.load import origin
 from tl_crosscoder.hub.sae_lens.artifact import read_sae_lens, write_sae_lens
 from tl_crosscoder.hub.sae_lens.flat import flatten
 from tl_crosscoder.hub.save import load, save
@@ -125,6 +127,22 @@ def test_the_folder_holds_five_tensors_and_says_what_they_are(tmp_path):
     assert block["models"] == [{"name": "gpt2", "revision": "abc"}, {"name": "gpt2-chat"}]
     assert block["hook_names"] == [HOOK, HOOK]
     assert block["assumed"] == ["prepend_bos"]
+
+
+def test_an_adapter_stands_in_the_models_name_and_what_the_capture_counted_is_not_assumed(tmp_path):
+    """By the base model's name alone, SAE-Lens' users would load the base model."""
+    pair = {"hook": HOOK, "base": {"name": "gpt2"}, "tuned": {"name": "gpt2", "adapter_name": "poet"}}
+    for opened, begins in ((40, True), (0, False)):
+        extra = {"pair": pair, "capture": {"bos": {"id": 1, "sequences_opened_by_it": opened}}}
+        folder = write_sae_lens(made(), tmp_path / "c", extra=extra)
+        metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
+        assert (metadata["model_name"], metadata["prepend_bos"]) == ("gpt2 + poet", begins)
+        assert metadata["crosscoder"]["assumed"] == ["context_size"]
+        assert origin(hub_load(folder)).conventions.language_models == "gpt2, gpt2 + poet"
+    folder = write_sae_lens(made(), tmp_path / "c", extra={**extra, "prepend_bos": True})
+    assert (
+        json.loads((folder / "cfg.json").read_text())["metadata"]["prepend_bos"] is True
+    )  # who says so knows
 
 
 def test_a_crosscoder_that_nobody_described_says_so_and_leaves_nothing_out(tmp_path):

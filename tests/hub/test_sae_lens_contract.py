@@ -306,3 +306,4 @@ def test_what_we_publish_tells_sae_lens_how_often_each_latent_fires(hub):
     assert sae.cfg.metadata.crosscoder["n_models"] == 2
     assert hub.repositories["me/cc"].head.files["sae_lens/sparsity.safetensors"]
     assert torch.equal(load("me/cc").W_dec, small_crosscoder().W_dec)
+    assert torch.equal(load("me/cc:sae_lens").W_dec.flatten(1), sae.W_dec)

@@ -12,6 +12,7 @@ from tl_crosscoder.analysis.decoder_norms import delta_norm
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.synthetic import SyntheticPair
 from tl_crosscoder.errors import EmptyData
+from tl_crosscoder.hub.load import load
 from tl_crosscoder.hub.sae_lens.artifact import read_sae_lens
 from tl_crosscoder.hub.sae_lens.convert import to_sae_lens
 from tl_crosscoder.hub.sae_lens.joint import joint
@@ -252,7 +253,8 @@ def test_the_runner_trains_on_both_models_run_as_one_and_leaves_a_crosscoder(tmp
             signal.signal(number, handler)
     cfg = json.loads((tmp_path / "out" / "cfg.json").read_text(), parse_constant=pytest.fail)
     assert cfg["metadata"]["hook_name"] == hook  # and so it attaches to both models run as one
-    crosscoder = read_sae_lens(tmp_path / "out")
+    assert {"sparsity.safetensors", "runner_cfg.json"} < {path.name for path in (tmp_path / "out").iterdir()}
+    crosscoder = load(tmp_path / "out")
     x = pair.capture(torch.tensor(rows[:4])).flatten(0, 1)
     plain = sae_lens().SAE.load_from_disk(tmp_path / "out")
     torch.testing.assert_close(crosscoder(x).recon.flatten(1), plain(x.flatten(1)), atol=1e-4, rtol=1e-4)

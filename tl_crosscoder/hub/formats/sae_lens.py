@@ -36,7 +36,11 @@ class SaeLens(Format):
         sparsity = sparsity if isinstance(sparsity, dict) else {}
         models = about.get("models")
         names = (
-            [str(model.get("name")) for model in models if isinstance(model, dict)]
+            [
+                " + ".join(str(model[key]) for key in ("name", "adapter_name") if model.get(key))
+                for model in models
+                if isinstance(model, dict)
+            ]
             if isinstance(models, list)
             else []
         )

@@ -12,7 +12,7 @@ from tl_crosscoder.hub.sae_lens.convert import assembled
 from tl_crosscoder.hub.sae_lens.extra import needs_sae_lens
 from tl_crosscoder.hub.sae_lens.flat import Flat, flatten
 from tl_crosscoder.hub.sae_lens.imputed import ENCODERS, Fidelity, fidelity, imputed
-from tl_crosscoder.hub.sae_lens.words import cfg
+from tl_crosscoder.hub.sae_lens.words import cfg, full_name
 from tl_crosscoder.types import BASE, TUNED
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _config(
     """As of the crosscoder, save that nobody may take it for one."""
     config = cfg(crosscoder, half, extra)
     block = config["metadata"].pop("crosscoder")
-    config["metadata"]["model_name"] = block["models"][model]["name"]
+    config["metadata"]["model_name"] = full_name(block["models"][model])
     if view is not None:
         config["metadata"]["crosscoder_view"] = view
     return config

@@ -32,7 +32,7 @@ def cfg(crosscoder: Crosscoder, flat: Flat, extra: dict[str, Any]) -> dict[str, 
     """The contents of ``cfg.json``; ``extra`` is what ``save`` keeps with a crosscoder."""
     pair = extra.get("pair", extra)
     base, tuned = (_model(pair.get(side)) for side in ("base", "tuned"))
-    told = {name: extra[name] for name in ASSUMED if name in extra}
+    told = _begins_with_bos(extra) | {name: extra[name] for name in ASSUMED if name in extra}
     hook = str(pair.get("hook") or UNKNOWN)
     return {
         "architecture": "topk" if flat.k else "jumprelu",
@@ -47,7 +47,7 @@ def cfg(crosscoder: Crosscoder, flat: Flat, extra: dict[str, Any]) -> dict[str, 
         "metadata": {
             "sae_lens_version": LAYOUT,
             "sae_lens_training_version": None,
-            "model_name": tuned["name"],
+            "model_name": full_name(tuned),
             "hook_name": hook,
             **ASSUMED,
             **told,
@@ -137,6 +137,19 @@ def numbers(tensor: Tensor) -> Any:
     if tensor.ndim:
         return [numbers(part) for part in tensor]
     return float(str(tensor.numpy())) if tensor.dtype != torch.bfloat16 else tensor.item()
+
+
+def full_name(model: dict[str, Any]) -> str:
+    """With its adapter: the name alone would load the other model."""
+    return " + ".join(model[key] for key in ("name", "adapter_name") if model.get(key))
+
+
+def _begins_with_bos(extra: dict[str, Any]) -> dict[str, bool]:
+    """What the capture counted, where it is kept."""
+    capture = extra.get("capture")
+    bos = capture.get("bos") if isinstance(capture, dict) else None
+    opened = bos.get("sequences_opened_by_it") if isinstance(bos, dict) else None
+    return {"prepend_bos": opened > 0} if type(opened) is int else {}
 
 
 def _model(described: Any) -> dict[str, Any]:
