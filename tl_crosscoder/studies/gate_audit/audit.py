@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
-from tl_crosscoder.figures import Drawing
-from tl_crosscoder.figures.gate_counts import gate_counts
 from tl_crosscoder.interventions import Part
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.drop import Drop
@@ -20,84 +19,16 @@ from tl_crosscoder.studies.gate_audit.ablation import conditions, effects, outco
 from tl_crosscoder.studies.gate_audit.arms import ARMS, arm
 from tl_crosscoder.studies.gate_audit.gates import Gate, count_table, measured
 from tl_crosscoder.studies.gate_audit.lexical import words_of
+from tl_crosscoder.studies.gate_audit.result import AuditResult
 from tl_crosscoder.studies.gate_audit.stability import Seed, stability_table
 from tl_crosscoder.studies.gate_audit.tasks import Task
 from tl_crosscoder.studies.gate_audit.verdict import ALPHA, Evidence, decide
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.records import records
-from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.weights import weights_sha256
 
 #: ``learn(arm, activations, seed)``: a crosscoder trained on the arm's activations; the caller keeps what should survive a kill
 Learn = Callable[[str, PairedActivations, int], Crosscoder]
-
-
-@dataclass(frozen=True)
-class AuditResult(StudyResult):
-    """``word``: GATE_BROKEN, DISTRIBUTION_DRIFT, STABLE_NOT_CAUSAL, UNDERPOWERED or PASS, with its ``reasons``.
-
-    ``table``: counts, one row an arm and threshold (see ``count_table``).  ``stability``: of the target arm's gated latents over
-    seeds.  ``latents``: the first seed's gated latents with their words.  ``ablation``: what the task said, empty without one.
-    ``answers``: every answer, with its condition.  ``settings``: gate, seeds, controls.
-    """
-
-    key: ClassVar = "audit"
-    title: ClassVar = "Can the gate be trusted?"
-    text: ClassVar = (
-        "How many latents pass the gate in the pair, where both sides are the same (identity), where the difference is noise, and "
-        "where the two sides read different texts (disjoint); whether other seeds find them again; whether a task needs them."
-    )
-    notes: ClassVar = (
-        "Counts: mean a crosscoder, 95 % Poisson interval over the pooled seeds. Ratio: to the pair's own count.",
-    )
-    index: ClassVar = ("arm", "threshold")
-
-    table: pd.DataFrame
-    stability: pd.DataFrame
-    latents: pd.DataFrame
-    ablation: dict[str, Any]
-    answers: pd.DataFrame
-    word: str
-    reasons: list[str]
-    settings: dict[str, Any]
-
-    @property
-    def verdict(self) -> list[str]:
-        """The word and why; then what the task said, with what it could not have seen."""
-        gate = self.settings["gate"]
-        said = f"{self.word} (gate: {gate['by']} above {gate['threshold']:.3g}, {len(self.settings['seeds'])} seeds)"
-        return [f"{said}: {'; '.join(self.reasons)}.", *self._task(), *self._lower()]
-
-    def _task(self) -> list[str]:
-        if not self.ablation:
-            return []
-        a = self.ablation
-        worst = f"matched sets leave {a['accuracy_matched']:.0%} (worst {a['accuracy_matched_worst']:.0%})"
-        off = (
-            f" Other prompts lose {a['off_effect']:+.0%} more than with matched sets."
-            if "off_effect" in a
-            else ""
-        )
-        return [
-            f"Task {a['task']} ({a['n_prompts']} prompts, {a['n_latents']} latents taken out, {a['part']}): "
-            f"{a['accuracy_none']:.0%} right, {a['accuracy_gated']:.0%} without the gated latents, {worst}; random directions "
-            f"of their length leave {a['accuracy_turned']:.0%}. Effects below {a['mde']:.0%} could not have been seen.{off}"
-        ]
-
-    def _lower(self) -> list[str]:
-        """Where nothing passes: at which threshold something would."""
-        mine = self.table.query("arm == 'target'").sort_values(["threshold"])
-        thresholds, means = mine["threshold"].to_numpy(float), mine["mean"].to_numpy(float)
-        here = np.isclose(thresholds, self.settings["gate"]["threshold"])
-        some = np.flatnonzero(means > 0)
-        if not here.any() or means[here][0] > 0 or not len(some):
-            return []
-        last = some[-1]
-        return [f"Above {thresholds[last]:.3g}, {means[last]:.3g} latents a crosscoder would pass."]
-
-    def plot(self) -> Drawing:
-        """The counts of each arm over the threshold."""
-        return gate_counts(self.table, self.settings["gate"]["by"], self.settings["gate"]["threshold"])
 
 
 def gate_audit(
@@ -140,38 +71,21 @@ def gate_audit(
     abstract alone is public; its gate, thresholds and tests are replaced by stated ones.
     """
     gate, drop, seeds = gate or Gate(), drop or Drop(), list(seeds)
-    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"an audit wants two seeds or more, all different (three are better); got {seeds}.")
-    if task is not None and pair is None:
-        raise ValueError(f"the task {task.name!r} wants the models: pass pair=.")
-    if task is not None and 1 / (n_matched + 1) > ALPHA:
-        raise ValueError(
-            f"among n_matched={n_matched} sets no rank has a p below {1 / (n_matched + 1):.2g}, so nothing could pass; "
-            f"{math.ceil(1 / ALPHA) - 1} sets or more."
-        )
+    _refuse(seeds, pair, task, n_matched)
     if pair is not None:
         store.check_against(pair)
+    keep = partial(_keep, parts, store)
     seen, rest = store.split(1 - held_out, seed)
     tables: dict[str, list[pd.DataFrame]] = {}
     target: list[Crosscoder] = []
     for name in ARMS:
         there = arm(seen, name, seed=seed, noise=noise)
+        about = {"gate": asdict(gate), "arm": name, "noise": noise, "tokens": max_tokens, "seed": seed}
         tables[name] = []
         for number in seeds:
             say(f"{name}, seed {number}")
             crosscoder = learn(_label(name, noise, seed), there, number)
-            keep = _keep(
-                parts,
-                crosscoder,
-                store,
-                gate=asdict(gate),
-                arm=name,
-                noise=noise,
-                tokens=max_tokens,
-                seed=seed,
-            )
-            kept = keep("table", lambda c=crosscoder, a=there: records(measured(c, a, gate, max_tokens)))
-            tables[name].append(_as_numbers(kept))
+            tables[name].append(_measured(crosscoder, there, gate, max_tokens, keep(crosscoder, **about)))
             if name == "target":
                 target.append(crosscoder)
     say("matching the seeds")
@@ -183,22 +97,26 @@ def gate_audit(
     first, ablation, answers = found[0], {}, pd.DataFrame()
     if task is not None and pair is not None and first.gated:
         say(f"taking {len(first.gated)} latents out of the tuned model")
-        keep = _keep(
-            parts, first.crosscoder, store, gated=first.gated, task=[task.name, *task.prompts], models=pair.fingerprint,
+        sets = {"n_matched": n_matched, "n_turned": n_turned, "seed": seed}
+        chosen, outside = conditions(first.crosscoder, tables["target"][0], first.gated, first.alive, **sets)
+        how = {"part": part, "drop": drop, "max_new_tokens": max_new_tokens}
+        kept = keep(
+            first.crosscoder, gated=first.gated, task=[task.name, *task.prompts], models=pair.fingerprint,
             off_task=list(off_task.prompts) if off_task else [], sets=[n_matched, n_turned], part=part, tokens=max_new_tokens,
             drop=asdict(drop), seed=seed,
         )  # fmt: skip
-        chosen, outside = conditions(
-            first.crosscoder, tables["target"][0], first.gated, first.alive, n_matched=n_matched, n_turned=n_turned, seed=seed
-        )  # fmt: skip
-        doing = {"part": part, "drop": drop, "max_new_tokens": max_new_tokens, "progress": progress}
-        said = keep("answers", lambda: records(outcomes(pair, task, off_task, chosen, **doing)))
-        answers = pd.DataFrame(said)
-        answers[["log_prob", "kl"]] = answers[["log_prob", "kl"]].astype(float)
-        about = {"task": task.name, "part": part, "n_latents": len(first.gated), "outside_caliper": outside}
-        ablation = about | effects(answers, margin, seed=seed)
-    judged = "all" if with_lexical else "non-lexical"
-    evidence = _evidence(gate, tables, stability, ablation, judged)
+        said = kept(
+            "answers", lambda: records(outcomes(pair, task, off_task, chosen, progress=progress, **how))
+        )
+        answers = pd.DataFrame(said).astype({"log_prob": float, "kl": float})
+        ablation = {
+            "task": task.name,
+            "part": part,
+            "n_latents": len(first.gated),
+            "outside_caliper": outside,
+        }
+        ablation |= effects(answers, margin, seed=seed)
+    evidence = _evidence(gate, tables, stability, ablation, "all" if with_lexical else "non-lexical")
     word, reasons = decide(evidence, noise_factor=noise_factor, detectable=detectable)
     if task is not None and not ablation:
         reasons.append("the task was not done")
@@ -208,18 +126,35 @@ def gate_audit(
     return AuditResult(counts, stability, described, ablation, answers, word, reasons, settings)
 
 
+def _refuse(seeds: list[int], pair: ModelPair | None, task: Task | None, n_matched: int) -> None:
+    """What could give no verdict, before anything is trained."""
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"an audit wants two seeds or more, all different (three are better); got {seeds}.")
+    if task is not None and pair is None:
+        raise ValueError(f"the task {task.name!r} wants the models: pass pair=.")
+    if task is not None and 1 / (n_matched + 1) > ALPHA:
+        raise ValueError(
+            f"among n_matched={n_matched} sets no rank has a p below {1 / (n_matched + 1):.2g}, so nothing could pass; "
+            f"{math.ceil(1 / ALPHA) - 1} sets or more."
+        )
+
+
+def _measured(
+    crosscoder: Crosscoder, acts: PairedActivations, gate: Gate, max_tokens: int | None, kept: Parts
+) -> pd.DataFrame:
+    """What the gate reads of every latent, kept."""
+    rows = kept("table", lambda: records(measured(crosscoder, acts, gate, max_tokens)))
+    return pd.DataFrame(rows, dtype=float).rename_axis("latent")
+
+
 def _label(name: str, noise: str, seed: int) -> str:
     """What tells an arm's activations from those of other audits of the pair."""
     return name if name in ("target", "identity") else f"{name}-{seed}" + f"-{noise}" * (name == "noise")
 
 
-def _keep(parts: str | Path | None, crosscoder: Crosscoder, store: PairedActivations, **about: Any) -> Parts:
+def _keep(parts: str | Path | None, store: PairedActivations, crosscoder: Crosscoder, **about: Any) -> Parts:
     data = {"corpus": store.corpus.sha256, "rows": len(store)}
     return Parts(parts, study="audit", weights=weights_sha256(crosscoder), **data, **about)
-
-
-def _as_numbers(kept: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(kept, dtype=float).rename_axis("latent")
 
 
 def _evidence(
