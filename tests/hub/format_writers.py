@@ -65,7 +65,8 @@ def dictionary_learning(
     s = rms / (std.square().sum(-1) + 1e-8).sqrt()
     tensors = {"encoder.weight": E, "encoder.bias": b, "decoder.weight": W, "decoder.bias": c}
     if batch_topk and buffers:
-        tensors |= {"k": torch.tensor(3), "threshold": torch.tensor(threshold, dtype=torch.float64)}
+        stored = [2.5, 0.8] if norm == "DECOUPLED" else threshold
+        tensors |= {"k": torch.tensor(3), "threshold": torch.tensor(stored, dtype=torch.float64)}
         tensors["code_normalization_id"] = torch.tensor(
             {"CROSSCODER": 1, "SAE": 2, "MIXED": 3, "NONE": 4, "DECOUPLED": 5}[norm]
         )
@@ -98,9 +99,13 @@ def dictionary_learning(
         y = (x - mean) * s[:, None]
         f = codes(y if inputs is None else y[:, inputs], E, b)
         n = W.norm(dim=-1)  # [model d_sae]
+        if norm == "DECOUPLED" and batch_topk:
+            each = [f * (f * n[m] > (2.5, 0.8)[m]) for m in range(M)]
+            recon = torch.stack([each[m] @ W[m] + c[m] for m in range(M)], 1)
+            return torch.maximum(*each), recon / s[:, None] + mean
         w = {
             "CROSSCODER": n.sum(0), "SAE": n.square().sum(0).sqrt(), "MIXED": n.square().sum(0).sqrt() + 0.1 * n.sum(0),
-            "NONE": torch.ones(F, dtype=torch.float64),
+            "NONE": torch.ones(F, dtype=torch.float64), "DECOUPLED": n.sum(0),
         }[norm]  # fmt: skip
         f = f * (f * w > threshold) if batch_topk else f
         recon = torch.stack([f @ W[m] + c[m] for m in range(M)], 1)
@@ -302,8 +307,8 @@ def llamascopium(folder, *, act="relu", how="dataset-wise", same_norms=False, na
             f = weighed.relu() / n
             acts.append(f)
             recon.append((f @ W[h] + c[h]) / scale[h])
-        assert act == "relu" or not same_norms or torch.allclose(acts[0], acts[1])
-        return acts[0], torch.stack(recon, 1)
+        assert (act == "relu" or same_norms) == torch.allclose(acts[0], acts[1])
+        return torch.maximum(*acts), torch.stack(recon, 1)
 
     return Written(folder, formula, {}, stored)
 

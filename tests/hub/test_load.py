@@ -30,7 +30,7 @@ def settings(folder, name="config.json", **changes):
 
 REFUSED = {
     "a BatchTopK without its buffers": (lambda p: dl(p, buffers=False), {}, "the BatchTopK's"),
-    "norms that gate each model apart": (lambda p: dl(p, norm="DECOUPLED"), {}, "DECOUPLED"),
+    "activations normalised twice": (lambda p: dl(p, norm="DECOUPLED"), {}, "twice before the encoder"),
     "lost scales": (writers.kissane, {}, "Pass scale="),
     "lost statistics": (writers.antebe, {}, "z-scored"),
     "no thresholds": (lambda p: writers.papergrade(p, thresholds=False), {}, "thresholds are missing"),
@@ -40,7 +40,6 @@ REFUSED = {
     "a BatchTopK for whole batches": (lambda p: writers.crosscode(p, kind="batchtopk"), {}, "no threshold for single tokens"),
     "scaling that was not folded": (lambda p: writers.crosscode(p, folded=False), {}, "is_folded is false"),
     "models and hook points": (lambda p: writers.crosscode(p, models=2, points=2), {}, "one axis for both"),
-    "heads that differ": (lambda p: writers.llamascopium(p, act="jumprelu"), {}, "gates each latent for each head apart"),
     "an unclear normalisation": (lambda p: writers.llamascopium(p, how="inference"), {}, "is not clear"),
     "a norm for each token": (lambda p: writers.llamascopium(p, how="token-wise"), {}, "frozen normaliser cannot"),
     "a batch's top-k": (lambda p: writers.llamascopium(p, act="batchtopk"), {}, "looks at a whole batch"),

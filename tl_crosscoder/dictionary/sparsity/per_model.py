@@ -2,7 +2,7 @@
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from tl_crosscoder.dictionary.scores import Found, Scores
 from tl_crosscoder.dictionary.sparsity.base import SPARSITIES, Sparsity
@@ -29,13 +29,14 @@ class PerModel(Sparsity):
             raise ValueError(
                 f"PerModel wants sparsities that choose by a score, such as BatchTopK; got {wrong[0]}"
             )
-        self._parts = nn.ModuleList(parts)
+        for m, part in enumerate(parts):
+            self.add_module(str(m), part)
         self._count()
 
     @property
     def parts(self) -> tuple[Sparsity, ...]:
         """The sparsity of each model."""
-        return tuple(part for part in self._parts if isinstance(part, Sparsity))
+        return tuple(part for part in self.children() if isinstance(part, Sparsity))
 
     def check(self, d_sae: int) -> None:
         for part in self.parts:

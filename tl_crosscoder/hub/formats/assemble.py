@@ -79,7 +79,7 @@ def build(
     parts: Parts,
     sparsity: Sparsity,
     *,
-    code_norm: Literal["sum", "l2", "none"] = "sum",
+    code_norm: Literal["sum", "l2", "none", "decoupled"] = "sum",
     mean: Float[Tensor, "model d_in"] | None = None,
     scale: Float[Tensor, "model"] | None = None,
 ) -> Crosscoder:

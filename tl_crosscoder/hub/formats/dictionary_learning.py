@@ -18,11 +18,12 @@ RANKING = {
     "DECOUPLED": "‖d_m‖, apart for each model",
 }  # fmt: skip
 #: The same by our names; the mixed one is not among them.
-OURS: dict[str, Literal["sum", "l2", "none"]] = {
+OURS: dict[str, Literal["sum", "l2", "none", "decoupled"]] = {
     "CROSSCODER": "sum",
     "SAE": "l2",
     "NONE": "none",
     "MIXED": "sum",
+    "DECOUPLED": "decoupled",
 }
 SETTINGS = {
     "activation_dim", "dict_size", "num_layers", "same_init_for_all_layers", "norm_init_scale", "init_with_transpose",
@@ -48,6 +49,13 @@ class DictionaryLearning(Format):
         sizes = sizes_of(contents, "decoder.weight", "model d_sae d_in")
         n_models, d_sae, d_in = sizes.values()
         inputs, norm = _inputs(contents, n_models), code_norm(contents)
+        apart = norm == "DECOUPLED" and is_batch_topk(contents)
+        if apart and _has_normaliser(contents):
+            raise UnreadableFormat(
+                f"{contents.weights}: with code normalisation DECOUPLED the library normalises activations twice before the "
+                "encoder and once before the decoder, so what these weights were trained on is not clear; such files are read "
+                "without a normaliser only"
+            )
         expect(
             contents,
             {
@@ -55,7 +63,7 @@ class DictionaryLearning(Format):
                 "decoder.weight": (n_models, d_sae, d_in), "decoder.bias": (n_models, d_in),
             },
             {
-                "k": (), "code_normalization_id": (), "target_rms": (), "threshold": (),
+                "k": (), "code_normalization_id": (), "target_rms": (), "threshold": (n_models,) if apart else (),
                 "activation_mean": (n_models, d_in), "activation_std": (n_models, d_in), "activation_global_scale": (n_models,),
             },
         )  # fmt: skip
@@ -63,12 +71,11 @@ class DictionaryLearning(Format):
         batch_topk, k = is_batch_topk(contents), contents.value("k")
         wants, threshold = {}, "none"
         if batch_topk:
-            found = contents.value("threshold")
-            threshold = f"one: f·w > {found}, w = {RANKING[norm]}"
-            if found is None or not found > 0:
-                threshold = (
-                    "missing" if found is None else f"{found:g}, which is none: the library starts at -1"
-                )
+            found = contents.values("threshold")
+            said = "missing" if found is None else listed(found)
+            threshold = f"{'one a model' if apart else 'one'}: f·w > {said}, w = {RANKING[norm]}"
+            if found is None or not min(found) > 0:
+                threshold = "missing" if found is None else f"{said}, which is none: the library starts at -1"
                 wants["threshold"] = (
                     f"the BatchTopK's threshold is {threshold}; without one every positive activation would stay. "
                     f"Pass threshold=, on f·w with w = {RANKING[norm]}"
@@ -113,7 +120,7 @@ class DictionaryLearning(Format):
     def read(self, contents: Contents, given: Given) -> "Crosscoder":
         import torch
 
-        from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, Threshold
+        from tl_crosscoder.dictionary.sparsity import BatchTopK, PerModel, ReLU, Threshold
         from tl_crosscoder.hub.formats.assemble import Layout, Parts, build, read_parts
         from tl_crosscoder.hub.formats.opened import open_weights
         from tl_crosscoder.hub.tensors import read
@@ -136,20 +143,29 @@ class DictionaryLearning(Format):
         norm = code_norm(contents)
         sparsity = ReLU()
         if is_batch_topk(contents):
-            threshold = contents.value("threshold") if given.threshold is None else given.threshold
-            assert threshold is not None  # describe() wanted it
+            stated = contents.values("threshold")
+            if given.threshold is not None:
+                stated = [given.threshold] * (n_models if norm == "DECOUPLED" else 1)
+            assert stated is not None  # describe() wanted it
+
+            def above(threshold: float) -> BatchTopK:
+                made = BatchTopK(known_k(contents, len(parts.enc)))
+                made.threshold = torch.tensor(threshold, dtype=parts.enc.dtype)
+                return made
+
             if norm == "MIXED":
-                sparsity = Threshold.of(threshold / _mixed(contents, parts.dec))
+                sparsity = Threshold.of(stated[0] / _mixed(contents, parts.dec))
             else:
-                sparsity = BatchTopK(known_k(contents, len(parts.enc)))
-                sparsity.threshold = torch.tensor(threshold, dtype=parts.enc.dtype)
+                sparsity = PerModel(tuple(map(above, stated))) if norm == "DECOUPLED" else above(stated[0])
         mean = scale = None
         if _has_normaliser(contents):
             mean, scale = (
                 read(weights, f"activation_{name}", parts.enc.dtype) for name in ("mean", "global_scale")
             )
         assert isinstance(parts, Parts)
-        return build(parts, sparsity, code_norm=OURS[norm], mean=mean, scale=scale)
+        # without a threshold every model has what is positive: one choice for all
+        ours = "sum" if isinstance(sparsity, ReLU) and norm == "DECOUPLED" else OURS[norm]
+        return build(parts, sparsity, code_norm=ours, mean=mean, scale=scale)
 
 
 def code_norm(contents: Contents) -> str:
@@ -177,12 +193,6 @@ def code_norm(contents: Contents) -> str:
             raise UnreadableFormat(
                 f"{contents.folder}: code_normalization {said!r:.60}; known: {', '.join(RANKING)}"
             )
-    if name == "DECOUPLED":
-        raise UnreadableFormat(
-            f"{contents.weights}: code normalisation DECOUPLED gates each latent for each model apart, so that "
-            "it is on for one and off "
-            "for the other; a Crosscoder has one code for all models and cannot express it"
-        )
     return name
 
 

@@ -20,8 +20,8 @@ SAME = 1e-5
 class Llamascopium(Format):
     """``pre = Σ_h (x_h W_E[h] + b_E[h])``, ``f_h = σ(pre·‖W_D[h]‖) / ‖W_D[h]‖``, ``x̂_h = f_h W_D[h] + b_D[h]``.
 
-    The gate is each head's own.  With ReLU all heads agree and one code is exact; with a threshold or a top-k a latent may be on
-    for one head and off for another, which no Crosscoder expresses unless its decoder norms are one number.
+    The gate is each head's own.  With ReLU all heads agree; with a threshold or a top-k a latent may be on for one head and off
+    for another (``code_norm="decoupled"``), unless its decoder norms are one number.
     """
 
     name = "Llamascopium"
@@ -79,7 +79,7 @@ class Llamascopium(Format):
     def read(self, contents: Contents, given: Given) -> "Crosscoder":
         import torch
 
-        from tl_crosscoder.dictionary.sparsity import ReLU, Threshold, TopK
+        from tl_crosscoder.dictionary.sparsity import PerModel, ReLU, Sparsity, Threshold, TopK
         from tl_crosscoder.hub.formats.assemble import Layout, Parts, build, fold_given, read_parts
         from tl_crosscoder.hub.formats.opened import open_weights
         from tl_crosscoder.hub.tensors import read
@@ -89,24 +89,20 @@ class Llamascopium(Format):
         parts: Parts = read_parts(weights, layout, given.dtype)
         parts.b_enc = read(weights, "b_E").double().sum(0).to(parts.enc.dtype)
         norms = parts.dec.double().norm(dim=-1)
-        if kind != "relu" and not bool(((norms.amax(1) - norms.amin(1)) <= SAME * norms.amax(1)).all()):
-            worst = int((norms.amax(1) - norms.amin(1)).argmax())
-            raise UnreadableFormat(
-                f"{contents.weights}: the {kind} gates each latent for each head apart, and the decoder norms "
-                f"differ (latent {worst}: "
-                f"{', '.join(f'{n:.4g}' for n in norms[worst])}): a latent can be on for one head and off for "
-                "another. A Crosscoder has one code "
-                "for all and cannot express it"
-            )
-        if kind == "relu":
-            sparsity = ReLU()
-        elif kind == "topk":
-            sparsity = TopK(contents.settings["top_k"])
-        else:
+        alike = bool(((norms.amax(1) - norms.amin(1)) <= SAME * norms.amax(1)).all())
+
+        def of_head(head: int) -> Sparsity:
+            if kind == "topk":
+                return TopK(contents.settings["top_k"])
             name = next(name for name in LOG_THRESHOLDS if name in contents)
-            sparsity = Threshold.of(
-                (read(weights, name).double().exp() / norms[:, 0]).to(parts.enc.dtype).nan_to_num(0, posinf=0)
-            )
+            threshold = read(weights, name).double().exp() / norms[:, head]
+            return Threshold.of(threshold.to(parts.enc.dtype).nan_to_num(0, posinf=0))
+
+        apart = kind != "relu" and not alike
+        if apart:
+            sparsity = PerModel(tuple(of_head(head) for head in range(norms.shape[1])))
+        else:
+            sparsity = ReLU() if kind == "relu" else of_head(0)
         if given.scale is not None:
             mean, scale = fold_given(parts, given)
         else:
@@ -116,7 +112,7 @@ class Llamascopium(Format):
                 if contents.settings["norm_activation"] != "none"
                 else None,
             )
-        return build(parts, sparsity, mean=mean, scale=scale)
+        return build(parts, sparsity, code_norm="decoupled" if apart else "sum", mean=mean, scale=scale)
 
 
 def activation(contents: Contents) -> str:

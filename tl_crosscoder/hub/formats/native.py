@@ -11,7 +11,12 @@ from tl_crosscoder.hub.formats.layout import sizes_of
 if TYPE_CHECKING:
     from tl_crosscoder.dictionary.crosscoder import Crosscoder
 
-CODE_NORMS = {"sum": "f · Σ_m ‖d_m‖", "l2": "f · ‖[d_1 … d_M]‖", "none": "f alone"}
+CODE_NORMS = {
+    "sum": "f · Σ_m ‖d_m‖",
+    "l2": "f · ‖[d_1 … d_M]‖",
+    "none": "f alone",
+    "decoupled": "f · ‖d_m‖, apart for each model",
+}
 
 
 class Native(Format):
@@ -35,15 +40,14 @@ class Native(Format):
         moved = scale is not None and (set(scale) != {1.0} or any(contents.values("mean") or []))
         pair = extra.get("pair", extra)
         pair = pair if isinstance(pair, dict) else {}
-        threshold = contents.values("sparsity.threshold")
         k, models = sparsity.get("k"), contents.settings.get("models")
         return Conventions(
             self.name,
             sizes["d_in"], sizes["d_sae"], sizes["model"],
             models=", ".join(f"{name!s:.40}" for name in models) if isinstance(models, list) else NOT_STATED,
-            sparsity=", ".join(f"{name}={value!s:.40}" if name != "name" else f"{value!s:.40}" for name, value in sparsity.items()),
+            sparsity=_told(sparsity),
             ranking=CODE_NORMS.get(str(config.get("code_norm")), str(config.get("code_norm"))[:40]),
-            threshold=_threshold(contents, threshold),
+            threshold="; ".join(_threshold(contents, part) for part in _parts("sparsity", sparsity)),
             normalisation=f"(x - mean) · scale, scale = {listed(scale or [])}" if moved else "none",
             folding="the normaliser; norms and losses are in its units" if units else "nothing is folded into the weights",
             bos=_left_out(extra),
@@ -58,10 +62,32 @@ class Native(Format):
         return load(contents.folder, given.dtype)
 
 
-def _threshold(contents: Contents, threshold: list[float] | None) -> str:
-    if "sparsity.log_threshold" in contents:
+def _told(sparsity: dict[str, Any]) -> str:
+    """``name(setting=value, ...)``, parts of parts in the same way."""
+
+    def value(said: Any) -> str:
+        if isinstance(said, list):
+            return " and ".join(map(value, said))
+        return _told(said) if isinstance(said, dict) else f"{said!s:.40}"
+
+    given = [
+        f"{name}={value(said)}" for name, said in sparsity.items() if name != "name" and said is not None
+    ]
+    return f"{sparsity.get('name')!s:.40}" + (f"({', '.join(given)})" if given else "")
+
+
+def _parts(path: str, sparsity: dict[str, Any]) -> list[str]:
+    """Where the tensors of a sparsity lie, or those of its parts."""
+    several = sparsity.get("parts")
+    inside = {str(m): part for m, part in enumerate(several)} if isinstance(several, list) else sparsity
+    parts = [_parts(f"{path}.{name}", part) for name, part in inside.items() if isinstance(part, dict)]
+    return [place for part in parts for place in part] or [path]
+
+
+def _threshold(contents: Contents, sparsity: str) -> str:
+    if f"{sparsity}.log_threshold" in contents:
         return "one a latent, exp(log_threshold), on the pre-activation"
-    if threshold is None:
+    if (threshold := contents.values(f"{sparsity}.threshold")) is None:
         return "none"
     if len(threshold) > 1:
         return f"one a latent, on the pre-activation: {min(threshold):.4g} … {max(threshold):.4g}"
