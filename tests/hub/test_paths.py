@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +90,12 @@ def test_a_run_folder_stands_for_its_crosscoder(tmp_path):
     shutil.rmtree(run / "crosscoder")
     with pytest.raises(UnreadableFormat, match=r"no \.safetensors"):
         tlc.load(run)
+
+
+@pytest.mark.allow_hosts(["127.0.0.1", "::1"])
+def test_a_repository_can_be_compared_as_a_folder_can(hub, call):
+    hub.add("me/cc", {path.name: path.read_bytes() for path in Path("good").iterdir() if path.is_file()})
+    code, error = call("compare", "me/cc", "good", "--draws", "1", "--quiet")
+    assert code == 0, error
+    code, error = call("compare", "me/nothing", "good")
+    assert code == 4 and "there is no me/nothing, or it is private" in error

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from tl_crosscoder.diffing.report import DiffReport
     from tl_crosscoder.models.activations import PairedActivations
 
-Side = Annotated[Path, typer.Argument(help="A run folder, or anyone's crosscoder in a folder or file.")]
+Side = Annotated[
+    str,
+    typer.Argument(
+        help="A run folder, or anyone's crosscoder: a folder, or owner/repo[@revision][:subfolder]."
+    ),
+]
 
 
 @app.command("compare")
@@ -38,7 +43,7 @@ def compare_command(
     from tl_crosscoder.hub.load import load
     from tl_crosscoder.studies.stability import stability
 
-    runs = [_run(path) for path in (a, b)]
+    runs = [_run(Path(path)) for path in (a, b)]
     crosscoders = [
         load(path) if run is None else run.crosscoder for path, run in zip((a, b), runs, strict=True)
     ]
