@@ -11,11 +11,12 @@ from tests.models.fake_pair import byte_tokenizer
 from tests.models.tiny_models import tiny_llama_model
 from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.errors import EmptyData
+from tl_crosscoder.figures.activation_difference import ADDED, RANDOM, SUBTRACTED
 from tl_crosscoder.models.backends import HookBackend
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.studies.activation_difference import ADDED, RANDOM, SUBTRACTED, activation_difference
+from tl_crosscoder.studies.activation_difference import activation_difference
 from tl_crosscoder.studies.result import StudyResult
 
 SIZE = 2.0

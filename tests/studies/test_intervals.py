@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from tl_crosscoder.studies.intervals import middle, ratio_draws, ratio_interval
+from tl_crosscoder.studies.intervals import middle, ratio_draws, ratio_interval, wilson
 
 
 def test_the_interval_over_whole_clusters_covers_where_one_over_tokens_does_not():
@@ -50,3 +52,11 @@ def test_too_few_clusters_give_nan():
     value, low, high = ratio_interval(np.array([3.0, 0.0]), np.array([2, 0]), 50, 0)
     assert value == 1.5 and np.isnan([low, high]).all()
     assert np.isnan(ratio_interval(np.zeros(2), np.zeros(2), 50, 0)).all()
+
+
+def test_wilson_is_that_of_the_textbook():
+    k, n, z = 3, 10, 1.959964
+    centre, spread = (k / n + z**2 / 2 / n), z * math.sqrt(k / n * (1 - k / n) / n + z**2 / 4 / n**2)
+    low, high = (centre - spread) / (1 + z**2 / n), (centre + spread) / (1 + z**2 / n)
+    assert wilson(k, n) == pytest.approx((0.3, low, high), rel=1e-5)
+    assert all(map(math.isnan, wilson(0, 0)))

@@ -16,7 +16,7 @@ from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.studies import StudyResult
 from tl_crosscoder.studies.judge import Verdict
 from tl_crosscoder.studies.pushes import pushes
-from tl_crosscoder.studies.steering import steering, wilson
+from tl_crosscoder.studies.steering import steering
 from tl_crosscoder.studies.sweep import Sweep, nll
 
 PROMPT = (
@@ -224,11 +224,3 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(planted):
     silent.loc[0, "max_act"] = 0.0
     with pytest.raises(ValueError, match="never fired"):
         steering(crosscoder, pair, [], silent, latents=[0])
-
-
-def test_wilson_is_that_of_the_textbook():
-    k, n, z = 3, 10, 1.959964
-    centre, spread = (k / n + z**2 / 2 / n), z * math.sqrt(k / n * (1 - k / n) / n + z**2 / 4 / n**2)
-    low, high = (centre - spread) / (1 + z**2 / n), (centre + spread) / (1 + z**2 / n)
-    assert wilson(k, n) == pytest.approx((0.3, low, high), rel=1e-5)
-    assert all(map(math.isnan, wilson(0, 0)))

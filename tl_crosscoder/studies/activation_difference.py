@@ -10,36 +10,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.errors import EmptyData
 from tl_crosscoder.figures import Drawing
-from tl_crosscoder.figures.drawing import BLUE, ORANGE, SOFT
+from tl_crosscoder.figures.activation_difference import DIFFERENCE, RANDOM, curve, difference_figure
 from tl_crosscoder.figures.text import visible
 from tl_crosscoder.models.backends.unembed import unembed
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
-from tl_crosscoder.models.pair import ModelPair, Side
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.studies.difference_steering import WAYS, rates, steered_answers
 from tl_crosscoder.studies.first_tokens import FirstTokens
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.result import StudyResult
-from tl_crosscoder.studies.steering import wilson
-from tl_crosscoder.studies.sweep import Sweep
 
 FIRST = 5
-ADDED, SUBTRACTED = "added to base", "subtracted from tuned"
-#: whom, in which direction, what counts as success, and how it is said
-WAYS: dict[str, tuple[Side, int, str, str]] = {
-    ADDED: ("base", 1, "rate_coherent", "that show it"),
-    SUBTRACTED: ("tuned", -1, "gone", "that do not show it"),
-}
-DIFFERENCE, RANDOM = "mean difference", "random direction"
 
 
 @dataclass(frozen=True)
@@ -94,8 +84,8 @@ class ActivationDifferenceResult(StudyResult):
     def _sentence(self, behaviour: str) -> str:
         parts = []
         for how, (_, _, goal, words) in WAYS.items():
-            plain, own = _curve(self.steered, behaviour, how, DIFFERENCE, goal)
-            _, drawn = _curve(self.steered, behaviour, how, RANDOM, goal)
+            plain, own = curve(self.steered, behaviour, how, DIFFERENCE, goal)
+            _, drawn = curve(self.steered, behaviour, how, RANDOM, goal)
             itself = own[self._itself()]
             where = f" at {own.idxmax():.3g} of an activation's norm" if own.max() > plain else ""
             parts.append(
@@ -110,7 +100,7 @@ class ActivationDifferenceResult(StudyResult):
 
     def plot(self) -> Drawing:
         """The norm at each position; for each behaviour the rate over strength."""
-        return _drawing(self.table, self.steered)
+        return difference_figure(self.table, self.steered)
 
 
 def activation_difference(
@@ -174,11 +164,11 @@ def activation_difference(
         about |= {"max_new_tokens": max_new_tokens, "n_controls": n_controls, "seed": seed}
         kept = Parts(parts, study="activation-difference", **about)
         said = [
-            _steer(pair, behaviour, means[-1], norms, n_controls, drop, max_new_tokens, seed, kept)
+            steered_answers(pair, behaviour, means[-1], norms, n_controls, drop, max_new_tokens, seed, kept)
             for behaviour in tracked(behaviours, "steering", len(behaviours), progress)
         ]
         answers = pd.concat(said, ignore_index=True)
-        steered = _rates(answers)
+        steered = rates(answers)
     vectors = [row.tolist() if row.isfinite().all() else [] for row in means]
     return ActivationDifferenceResult(table, steered, answers, vectors)
 
@@ -199,87 +189,3 @@ def _lens(pair: ModelPair, means: Float[Tensor, "place d_in"], n: int) -> tuple[
 def _shown(tokenizer: Any, token: int) -> str:
     """A token without the space before it; what would be nothing as its entry in the vocabulary."""
     return visible(tokenizer.decode([token])).strip() or str(tokenizer.convert_ids_to_tokens(token))
-
-
-def _steer(
-    pair: ModelPair,
-    behaviour: Behaviour,
-    direction: Tensor,
-    norms: dict[float, float],
-    n_controls: int,
-    drop: Drop,
-    max_new_tokens: int,
-    seed: int,
-    kept: Parts,
-) -> pd.DataFrame:
-    """The answers without steering and at each strength, with the difference and with random directions of its norm."""
-    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "seed": seed}
-    sweep = Sweep(pair, list(behaviour.heldout), None, drop=drop, **how)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(n_controls, len(direction), generator=generator, dtype=torch.float64)
-    vectors = [(DIFFERENCE, direction), *((RANDOM, v) for v in drawn)]
-    strength = {norm: s for s, norm in norms.items()} | {0.0: 0.0}
-    rows = []
-    for way, (side, sign, _, _) in WAYS.items():
-        for number, (name, vector) in enumerate(vectors):
-            unit = (sign * vector / vector.norm()).float()
-            at = [*norms.values()] + ([0.0] if number == 0 else [])
-            answers = kept(
-                f"{behaviour.name}-{side}-{number}".replace("_", "-"),
-                lambda s=side, v=unit, at=at: sweep.speak(s, v, at),
-            )
-            about = {"behaviour": behaviour.name, "how": way, "direction": name}
-            rows += [about | answer | {"strength": strength[answer["strength"]]} for answer in answers]
-    frame = pd.DataFrame(rows)
-    frame["shown"] = [behaviour.shown_in(answer) for answer in frame["answer"]]
-    surprise = frame[["nll_base", "nll_tuned"]].min(axis=1) / frame["n_tokens"]
-    frame["coherent"] = surprise <= surprise[frame["strength"] == 0].max() + 1e-6
-    frame["perplexity"] = np.exp(surprise)
-    return frame.drop(columns=["nll_base", "nll_tuned", "nll_text", "n_tokens"])
-
-
-def _rates(answers: pd.DataFrame) -> pd.DataFrame:
-    keys, rows = ["behaviour", "how", "direction", "strength"], []
-    groups: Any = answers.groupby(keys, sort=False)
-    for key, group in groups:
-        rate, low, high = wilson(int(group["shown"].sum()), len(group))
-        shown, coherent = group["shown"], group["coherent"]
-        row = {"rate": rate, "low": low, "high": high, "n": len(group)}
-        row |= {"rate_coherent": (shown & coherent).mean(), "gone": (~shown & coherent).mean()}
-        rows.append(dict(zip(keys, key, strict=True)) | row)
-    return pd.DataFrame(rows).sort_values(keys, kind="stable", ignore_index=True)
-
-
-def _curve(
-    steered: pd.DataFrame, behaviour: str, how: str, direction: str, column: str
-) -> tuple[float, pd.Series]:
-    """Without steering, and by strength."""
-    rows: Any = steered[(steered["behaviour"] == behaviour) & (steered["how"] == how)]
-    plain = rows.loc[rows["strength"] == 0, column].iloc[0]
-    own = rows[(rows["strength"] > 0) & (rows["direction"] == direction)]
-    return float(plain), own.set_index("strength")[column].sort_index()
-
-
-def _drawing(table: pd.DataFrame, steered: pd.DataFrame) -> Drawing:
-    names = list(steered["behaviour"].unique()) if len(steered) else []
-    here: Any = table[table["position"] != "all"]
-    colours = {ADDED: BLUE, SUBTRACTED: ORANGE}
-
-    def draw(figure: Any) -> None:
-        panels = figure.subplots(1, 1 + len(names), squeeze=False)[0]
-        panels[0].bar(here["position"], here["relative_norm"], color=ORANGE, width=0.6)
-        panels[0].set(title="mean difference, of an activation's norm", xlabel="position in the document")
-        for axes, name in zip(panels[1:], names, strict=True):
-            for how, colour in colours.items():
-                for direction, style in (
-                    (RANDOM, {"color": SOFT, "ls": ":"}),
-                    (DIFFERENCE, {"color": colour}),
-                ):
-                    plain, rates = _curve(steered, name, how, direction, "rate_coherent")
-                    label = how if direction == DIFFERENCE else None
-                    axes.plot([0, *rates.index], [plain, *rates], label=label, marker="o", ms=3, **style)
-            axes.set(title=f"{name}: shown, coherently", ylim=(-0.04, 1.04))
-            axes.set_xlabel("norm added or taken, of an activation's")
-            axes.legend(fontsize=7)
-
-    return Drawing(draw, (2.9 * (1 + len(names)), 2.4))

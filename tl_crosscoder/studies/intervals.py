@@ -1,7 +1,10 @@
-"""Intervals of means over tokens that are not independent: whole clusters (conversations) are drawn again."""
+"""Intervals of shares, and of means over tokens that are not independent: whole clusters (conversations) are drawn again."""
+
+import math
 
 import numpy as np
 from jaxtyping import Float, Real
+from scipy import stats
 
 DRAWS_AT_ONCE = 512
 
@@ -43,3 +46,11 @@ def ratio_interval(
     value = float(sums.sum() / counts.sum()) if counts.sum() > 0 else float("nan")
     low, high = middle(ratio_draws(sums[:, None], counts, n_bootstrap, seed)[:, 0])
     return value, float(low), float(high)
+
+
+def wilson(k: int, n: int) -> tuple[float, float, float]:
+    """``k / n`` with its 95 % Wilson interval; NaN without a trial."""
+    if not n:
+        return math.nan, math.nan, math.nan
+    interval = stats.binomtest(k, n).proportion_ci(method="wilson")
+    return k / n, float(interval.low), float(interval.high)

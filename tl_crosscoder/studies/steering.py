@@ -15,10 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.data.planted import Behaviour
@@ -34,6 +32,7 @@ from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.pushes import LATENTS, Push, digest, pushes
 from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.result import StudyResult
+from tl_crosscoder.studies.steering_table import Row, answer_rows, summarise
 from tl_crosscoder.studies.sweep import SIDES, Answer, Sweep
 
 STRENGTHS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)
@@ -48,8 +47,6 @@ OPEN_PROMPTS = (
     "What is important in life?",
     "Please continue.",
 )
-Row = dict[str, Any]
-KEYS = ["behaviour", "prompts", "side", "target", "kind", "strength"]
 
 
 @dataclass(frozen=True)
@@ -221,13 +218,13 @@ def steering(
                 said = [answer for answer in answers if answer["prompt"] in questions]
                 verdicts = judged(f"{side}-{number}-{group}", lambda c=claim, a=said: _judged(judge, c, a))
                 where = {"behaviour": name, "prompts": kind, "side": side}
-                frames.append(_answers(where, push, said, verdicts))
+                frames.append(answer_rows(where, push, said, verdicts))
     answers = pd.concat(frames, ignore_index=True)
     plain = (answers["target"] == "none").to_numpy()
     surprise = answers[["perplexity_base", "perplexity_tuned"]].to_numpy(float).min(axis=1)
     ceiling = float(surprise[plain].max())
     answers["coherent"] = surprise <= ceiling * (1 + 1e-6)
-    summary = _summarise(answers, made, sweep.typical_norm)
+    summary = summarise(answers, made, sweep.typical_norm)
     return SteeringResult(summary, answers.drop(columns=["nll_base", "nll_tuned", "nll_text"]), ceiling)
 
 
@@ -250,54 +247,3 @@ def _judged(judge: Judge, claim: Claim | None, said: list[Answer]) -> list[Verdi
     if claim is None:
         return [Verdict(None)] * len(said)
     return judge.holds(claim, [Passage((a["answer"],), asked=a["prompt"]) for a in said])
-
-
-def _answers(where: dict[str, str], push: Push, said: list[Answer], verdicts: list[Any]) -> pd.DataFrame:
-    about = where | {"target": push.target, "kind": push.kind, "draw": push.draw}
-    frame = pd.DataFrame([about | answer for answer in said])
-    frame["shown"] = pd.array([holds for holds, _ in verdicts], dtype="boolean")
-    frame["judge_said"] = [came for _, came in verdicts]
-    for side in SIDES:
-        frame[f"perplexity_{side}"] = np.exp(frame[f"nll_{side}"] / frame["n_tokens"])
-    return frame
-
-
-def _summarise(answers: pd.DataFrame, made: list[Push], typical: dict[Any, float]) -> pd.DataFrame:
-    doses = {push.target: (float(push.vector.norm()), push.unit) for push in made if push.kind == LATENTS}
-    rows = []
-    for key, group in answers.groupby(KEYS, sort=False):
-        row: Row = dict(zip(KEYS, list(key), strict=True))  # pyright: ignore[reportArgumentType]
-        norm, unit = doses.get(row["target"], (0.0, math.nan))
-        added = abs(row["strength"]) * norm
-        dose = {"raw_strength": row["strength"] * (unit if row["kind"] == LATENTS else math.nan)}
-        dose |= {"norm": added, "relative_norm": added / typical[row["side"]]}
-        tokens = group["n_tokens"].to_numpy(float).sum()
-        cost = {f"perplexity_{s}": math.exp(group[f"nll_{s}"].to_numpy(float).sum() / tokens) for s in SIDES}
-        text = group["nll_text"].to_numpy(float).mean()  # each draw as often: they answer the same prompts
-        rows.append(row | dose | _rates(group) | cost | {"perplexity_text": math.exp(text)})
-    return pd.DataFrame(rows)
-
-
-def _rates(group: pd.DataFrame) -> Row:
-    judged = group["shown"].notna().to_numpy(bool)
-    shown, coherent = group["shown"].fillna(False).to_numpy(bool), group["coherent"].to_numpy(bool)
-    good, draw, n = (shown & coherent)[judged], group["draw"].to_numpy(int)[judged], int(judged.sum())
-    rate, low, high = wilson(int(shown[judged].sum()), n)
-    return {
-        "rate": rate,
-        "low": low,
-        "high": high,
-        "rate_coherent": float(good.mean()) if n else math.nan,
-        "most": max((float(good[draw == d].mean()) for d in np.unique(draw)), default=math.nan),
-        "coherent": float(coherent.mean()),
-        "n": n,
-        "n_unjudged": len(group) - n,
-    }
-
-
-def wilson(k: int, n: int) -> tuple[float, float, float]:
-    """``k / n`` with its 95 % Wilson interval; NaN without a trial."""
-    if not n:
-        return math.nan, math.nan, math.nan
-    interval = stats.binomtest(k, n).proportion_ci(method="wilson")
-    return k / n, float(interval.low), float(interval.high)
