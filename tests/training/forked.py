@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # what an optimiser imports when it is made
+from torch.utils.data import DataLoader, Dataset
 
 import tl_crosscoder.diffing.run  # noqa: F401  (what the command line imports when it runs)
 from tests.models.fake_pair import FakePair, byte_tokenizer
@@ -231,6 +232,53 @@ def full_disk(folder, kind):
     }
 
 
+class Deadly(Dataset):
+    """Rows of which one kills the data worker that reads it."""
+
+    def __init__(self, deadly=None):
+        self.rows, self.deadly = torch.cat(DATA["list"]), deadly
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        if i == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.rows[i]
+
+
+def dead_worker(folder):
+    """A training whose data worker is killed in the fifth batch, then taken up again without one; and one left alone."""
+    folder, output = Path(folder), Path(folder) / "output.txt"
+    alone = DataLoader(Deadly(), batch_size=64)
+
+    def run(here, data):
+        torch.manual_seed(7)
+        DATA["loader"] = data
+        job(here, "loader", every=STEPS)
+
+    def dying():
+        try:
+            run(
+                folder / "here",
+                DataLoader(Deadly(4 * 64 + 5), batch_size=64, num_workers=1, prefetch_factor=1),
+            )
+        except RuntimeError as error:
+            print(json.dumps([str(error), *error.__notes__]))
+
+    for work, *arguments in [(dying,), (run, folder / "whole", alone)]:
+        os.waitpid(fork(work, *arguments, output=output.with_suffix(f".{work.__name__}")), 0)
+    step = checkpoint.newest(folder / "here" / "checkpoints")[0].step
+    os.waitpid(fork(run, folder / "here", alone, output=output), 0)
+    error, note = json.loads(output.with_suffix(".dying").read_text())
+    return {
+        "error": error,
+        "note": note,
+        "step": step,
+        "same": digest(folder / "here") == digest(folder / "whole"),
+    }
+
+
 def unwritable(folder):
     """What training says, as a user without rights, of a folder that belongs to someone else; it reads no batch."""
     folder = Path(folder)
@@ -328,7 +376,9 @@ def signals(folder, name):
 
 
 def main():
-    verbs = {verb.__name__: verb for verb in (killed, failpoints, full_disk, unwritable, signals)}
+    verbs = {
+        verb.__name__: verb for verb in (killed, failpoints, full_disk, dead_worker, unwritable, signals)
+    }
     for line in sys.stdin:
         request = json.loads(line)
         try:

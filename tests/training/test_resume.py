@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from tl_crosscoder.dictionary.losses import (
     TanhPenalty,
 )
 from tl_crosscoder.dictionary.partition import Partition
-from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, ReLU, TopK
+from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, ReLU, Split, TopK
 from tl_crosscoder.errors import CrosscoderError, InUse, NonFiniteActs, NotSaved
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
@@ -376,13 +377,43 @@ def test_another_number_of_threads_is_said(tmp_path):
     assert any(f"threads {threads}; now" in note and "rounding may differ" in note for note in history.notes)
 
 
-def test_bad_activations_leave_the_last_good_checkpoint(tmp_path):
+def test_bad_activations_lose_no_step_before_them(tmp_path):
     data = [*batches(9), torch.full((64, 2, PAIR.d_in), float("nan"))]
-    with pytest.raises(NonFiniteActs, match="step 9"):
+    with pytest.raises(NonFiniteActs, match="step 9") as found:
         train(crosscoder(), data, LOSSES_USED, config(), checkpoints=tmp_path / "a")
+    assert found.value.__notes__ == [f"saved after step 9; resume={str(tmp_path / 'a')!r} goes on from there"]
     checkpoint = newest(tmp_path / "a")[0]
-    assert checkpoint.step == 8
+    assert checkpoint.step == 9
     assert all(parameter.isfinite().all() for parameter in checkpoint.crosscoder().parameters())
+    data[9] = batches(1, seed=5)[0]
+    history = train(crosscoder(), data, LOSSES_USED, config(), resume=tmp_path / "a")
+    assert left_by(tmp_path / "a", history) == whole(tmp_path / "b", data)
+
+
+@pytest.mark.parametrize(
+    ("k", "data", "reason"),
+    [
+        (
+            2.5,
+            DataLoader(torch.zeros(63, 2, PAIR.d_in), batch_size=63),
+            "k=2.5 .* are 157.5 in a batch of 63 tokens",
+        ),
+        (2.5, DataLoader(torch.zeros(70, 2, PAIR.d_in), batch_size=64), "a smaller last batch; leave it out"),
+    ],
+)
+def test_k_that_is_no_whole_number_in_every_batch_is_refused_before_any_work(tmp_path, k, data, reason):
+    for sparsity in (BatchTopK(k), Split(8, BatchTopK(1), BatchTopK(k))):
+        with pytest.raises(ValueError, match=reason):
+            train(crosscoder(sparsity), data, LOSSES_USED, config(), checkpoints=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_k_that_is_no_whole_number_in_a_batch_of_unknown_size_changes_no_weight():
+    trained = crosscoder(BatchTopK(2.5))
+    before = trained.W_dec.detach().clone()
+    with pytest.raises(ValueError, match=r"are 157\.5 in a batch of 63 tokens, not a whole number"):
+        train(trained, [batches()[0][:63]], LOSSES_USED, config())
+    assert torch.equal(trained.W_dec, before)
 
 
 def test_the_best_checkpoint_is_a_crosscoder_ready_for_use(tmp_path):
@@ -506,6 +537,14 @@ def test_on_a_full_disk_the_checkpoint_before_stays_whole(children, tmp_path):
     assert "bytes and more" in told["error"] and "are free" in told["error"]
     assert told["left"] == ["step-00000003", "step-00000006"]
     assert told["kept"] == [3, 6]
+    assert told["same"]
+
+
+def test_a_data_worker_that_dies_is_named_and_loses_no_step(children, tmp_path):
+    told = children("dead_worker", folder=tmp_path)
+    assert re.search(r"DataLoader worker \(pid\(s\) \d+\) exited unexpectedly", told["error"])
+    assert 1 <= told["step"] <= 4  # it takes what it has read ahead with it
+    assert told["note"].startswith(f"saved after step {told['step']}; resume=")
     assert told["same"]
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_crosscoder.dictionary.sparsity import BatchTopK, Sparsity
 from tl_crosscoder.errors import EmptyData, NonFiniteActs
 
 
@@ -116,6 +117,23 @@ def refuse_store(batches: Iterable[Tensor]) -> None:
             f"a {type(batches).__name__} gives its tokens in their order, sorted by the length of the text; "
             "pass store.shuffled(batch_size, seed)"
         )
+
+
+def refuse_fractions(batches: Iterable[Tensor], sparsity: Sparsity) -> None:
+    """Raise ValueError where BatchTopK's k · batch will not be a whole number, of batches that tell their size."""
+    size = getattr(batches, "batch_size", None)
+    for k in (part.k for part in sparsity.modules() if isinstance(part, BatchTopK)):
+        if not isinstance(size, int) or float(k).is_integer():
+            continue
+        if not float(k * size).is_integer():
+            raise ValueError(
+                f"k={k} latents a token are {k * size} in a batch of {size} tokens, not a whole number; choose another k or batch "
+                "size"
+            )
+        if not getattr(batches, "drop_last", True):
+            raise ValueError(
+                f"k={k} latents a token may be no whole number in a smaller last batch; leave it out (drop_last=True)"
+            )
 
 
 def check_finite(x: Float[Tensor, "batch model d_in"], step: int) -> None:

@@ -96,6 +96,7 @@ class Keeper:
         self.shard = state.crosscoder.shard
         self.resume = None if resume is None else Path(resume)
         self.directory = self.resume if checkpoints is None else Path(checkpoints)
+        self.saved = 0  # the step of the newest checkpoint
         self._held = ExitStack()
 
     def __enter__(self) -> "Keeper":
@@ -126,11 +127,28 @@ class Keeper:
         refuse_other(self.resume, checkpoint.training, training)
         on_first(self.shard.every, partial(self._prepare, self.directory))
         self.state.load(checkpoint)
+        self.saved = checkpoint.step
         notes, now = self.state.history.notes, self._machine()
         notes += damaged
         if now != checkpoint.machine:
             notes.append(f"begun with {_said(checkpoint.machine)}; now {_said(now)}: rounding may differ")
         notes.append(f"going on after step {checkpoint.step} of {checkpoint.steps}")
+
+    def read(self) -> Iterator[Tensor]:
+        """The batches.  Where reading one fails, such as by a data worker that died, the steps before it are saved first.
+
+        Not by several processes: those whose batch came are in the midst of the step.
+        """
+        feed = self.state.feed
+        try:
+            yield from feed
+        except Exception as error:
+            if self.directory is not None and self.shard.every.size == 1 and feed.step > self.saved:
+                self.save()
+                error.add_note(
+                    f"saved after step {feed.step}; resume={str(self.directory)!r} goes on from there"
+                )
+            raise
 
     def save(self) -> None:
         """Keep the training as it now is."""
@@ -139,6 +157,7 @@ class Keeper:
         here = self._checkpoint()
         write(here, self.directory, self.shard)
         on_first(self.shard.every, partial(prune, self.directory, self.config.keep_last, here.step))
+        self.saved = here.step
 
     def _prepare(self, directory: Path) -> None:
         self._held.enter_context(taken(directory))

@@ -10,7 +10,7 @@ from torch import Tensor
 from tl_crosscoder.dictionary.crosscoder import Crosscoder, CrosscoderOutput
 from tl_crosscoder.dictionary.losses import MSE, AuxK, Loss, Progress
 from tl_crosscoder.training.config import TrainConfig
-from tl_crosscoder.training.data import Feed, geometric_median, refuse_store
+from tl_crosscoder.training.data import Feed, geometric_median, refuse_fractions, refuse_store
 from tl_crosscoder.training.dead import FiringRecord
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.interrupt import graceful_interrupt
@@ -41,7 +41,8 @@ def train(
     ``resume``: such a folder; the newest whole checkpoint there is gone on from, with the same bytes at the end as if nothing had
     happened, and the next ones go there too.  The same crosscoder, batches, losses and settings must be passed as at the start.
 
-    Raises TypeError for a store that is not shuffled and for checkpoints of batches that can be read only once, before any work;
+    Raises TypeError for a store that is not shuffled and for checkpoints of batches that can be read only once, ValueError for k
+    latents a token that are no whole number in every batch, InUse for a folder that another training saves into, before any work;
     EmptyData where the batches end early, NonFiniteActs for NaN or Inf activations, FloatingPointError for a loss or gradient that
     is not finite: the weights are then those of the step before, and ``checkpoints/crashed`` has what it takes to take the step
     again (:func:`tl_crosscoder.training.crash.reproduce`).  NotSaved where a checkpoint cannot be written; the one before it
@@ -51,6 +52,7 @@ def train(
     losses = [MSE(), AuxK()] if losses is None else list(losses)
     _check_names(losses)
     refuse_store(batches)
+    refuse_fractions(batches, crosscoder.sparsity)
     check(crosscoder, losses)
     agree(crosscoder)
     optimizer = Adam(crosscoder, halved=config.moments == "bfloat16")
@@ -61,7 +63,7 @@ def train(
     logging = sinks(config, history) if shard.is_first else nullcontext([])
     with keeper, logging as logs, graceful_interrupt() as interrupt, training(crosscoder):
         crosscoder.partition.check_again(crosscoder.W_enc_rows, crosscoder.W_dec)
-        for step, batch in enumerate(feed, feed.step):
+        for step, batch in enumerate(keeper.read(), feed.step):
             x = shard.read(batch).to(device, non_blocking=True)
             if step == 0:
                 start_bias(crosscoder, batch.to(device), config)
