@@ -1,6 +1,7 @@
 """Downloading: one commit, every byte checked, from the network or the cache, and no path out of the folder."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import tl_crosscoder as tlc
 from tests.hub.published import EXTRA, small_crosscoder
 from tl_crosscoder.errors import CorruptFile, HubError, HubUnreachable
 from tl_crosscoder.hub.download import commit_of, download, list_files
+from tl_crosscoder.hub.inspect import inspect
 from tl_crosscoder.hub.manifest import MANIFEST, read_manifest, verify, write_manifest
 from tl_crosscoder.hub.save import load
 from tl_crosscoder.hub.source import Source, parse_source
@@ -316,3 +318,35 @@ def test_a_hub_that_stays_down_is_given_up_after_a_time_that_a_person_waits(hub,
         assert clock[0] <= 60, request
         assert "the Hub answered 503; asking again in 1 s" in caplog.text
     assert there
+
+
+@pytest.mark.parametrize("how", ["the listing", "the header of a file"])
+def test_a_hub_that_takes_the_question_and_never_answers_is_given_up(hub, there, monkeypatch, how):
+    for module in ("download", "outline", "push"):
+        monkeypatch.setattr(f"tl_crosscoder.hub.{module}.TIMEOUT", 0.1)
+    request = {"the listing": "GET /api/models", "the header of a file": "GET .*model.safetensors"}[how]
+    hub.fail(request, "first", times=99, action=lambda: time.sleep(0.3))
+    with pytest.raises(HubUnreachable, match=r"no answer from the Hub \(ReadTimeout\) in \d s"):
+        inspect("me/cc")
+    assert hub.asked(request) == 4  # WAITS has three
+    assert there
+
+
+@pytest.mark.parametrize("name", ["..\\canary.json", "C:canary.json", "a\x00.json", "\u202e.json"])
+def test_a_name_in_the_listing_that_leads_elsewhere_is_refused_before_a_file_is_fetched(hub, name, tmp_path):
+    hub.add("me/cc", {"config.json": b"{}", name: b"{}", "model.safetensors": b""})
+    with pytest.raises(
+        CorruptFile, match="is not a plain path below the repository's root; nothing was fetched"
+    ):
+        tlc.load("me/cc")
+    assert hub.asked("/resolve/") == 0
+    assert not list(tmp_path.rglob("*canary*"))
+
+
+@pytest.mark.parametrize("name", ["../canary.json", "/canary.json", "a/../../canary.json"])
+def test_a_name_in_the_listing_that_climbs_is_never_asked_for(hub, name, tmp_path):
+    hub.add("me/cc", {"config.json": b"{}", name: b"{}", "model.safetensors": b""})
+    with pytest.raises(CorruptFile):
+        tlc.load("me/cc")
+    assert hub.asked("canary") == 0
+    assert not list(tmp_path.parent.rglob("*canary*"))

@@ -2,7 +2,10 @@
 
 import json
 import struct
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -221,3 +224,34 @@ def test_a_pickle_is_never_opened(folder):
     torch.save({"W_enc": torch.zeros(2)}, folder / "model.safetensors")
     with pytest.raises(CorruptFile):
         load(folder)
+
+
+def test_no_hostile_file_takes_memory(folder):
+    """In a process of its own, after one good load: what refusing all of them adds to the most it ever held."""
+    path = folder / "model.safetensors"
+    good, places = path.read_bytes(), []
+    for number, (change, _) in enumerate(WEIGHTS.values()):
+        place = folder.parent / f"bad{number}"
+        place.mkdir()
+        (place / "config.json").write_bytes((folder / "config.json").read_bytes())
+        (place / "model.safetensors").write_bytes(change(good))
+        places.append(str(place))
+    largest = max((Path(place) / "model.safetensors").stat().st_size for place in places)
+    code = f"""
+import json, resource
+from tl_crosscoder.errors import CorruptFile
+from tl_crosscoder.hub.save import load
+most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+load({str(folder)!r})
+before, refused = most(), 0
+for place in {places!r}:
+    try:
+        load(place)
+    except CorruptFile:
+        refused += 1
+print(json.dumps([refused, most() - before]))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    refused, grown = json.loads(ran.stdout.splitlines()[-1])
+    assert refused == len(WEIGHTS)
+    assert grown < largest + 50e6

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tl_crosscoder.errors import CorruptFile, HubError, HubUnreachable
 from tl_crosscoder.files import sha256, write_atomically
-from tl_crosscoder.hub.faults import explained, persistently
+from tl_crosscoder.hub.faults import TIMEOUT, explained, persistently
 from tl_crosscoder.hub.manifest import MANIFEST, Entry, paths_in, read_manifest, verify_file
-from tl_crosscoder.hub.source import Source, parse_source
+from tl_crosscoder.hub.source import Source, check_inside, parse_source
 
 #: what a crosscoder of any format needs, and nothing large beside it
 WEIGHTS = ("*.json", "*.safetensors")
@@ -67,6 +67,8 @@ def download(
     if not chosen:
         raise HubError(f"{place} holds nothing like {' or '.join(names)}, but {_some(listing.files)}")
     for path in chosen:
+        _check_name(listing, path)
+    for path in chosen:
         _fetch(listing, path, listed.get(path), token, cache)
     if not place.pinned:  # the newest commit known of this branch or tag, for when there is no connection
         ref = _folder_of(place, cache) / "refs" / (place.revision or "main")
@@ -88,7 +90,9 @@ def list_files(
     try:
         with explained(f"looking up {source}, which is no path here", source.repo):
             info = persistently(
-                lambda: api.model_info(source.repo, revision=source.revision, files_metadata=True)
+                lambda: api.model_info(
+                    source.repo, revision=source.revision, files_metadata=True, timeout=TIMEOUT
+                )
             )
     except HubUnreachable:
         if cached is None:
@@ -115,6 +119,14 @@ def _manifest(listing: Listing, token: str | bool | None, cache: Path) -> dict[s
     if MANIFEST not in listing.files:
         return {}
     return read_manifest(_fetch(listing, MANIFEST, None, token, cache)) or {}
+
+
+def _check_name(listing: Listing, path: str) -> None:
+    """A name that would lead out of the repository's folder, on whatever system, comes from nobody's good will."""
+    try:
+        check_inside(path, "file")
+    except ValueError as error:
+        raise CorruptFile(f"{listing.source}: {error}; nothing was fetched") from error
 
 
 def _fetch(listing: Listing, path: str, entry: Entry | None, token: str | bool | None, cache: Path) -> Path:

@@ -17,6 +17,8 @@ WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the second try and those after it
 #: Seconds after its beginning at which a call is not made again.  The Hub's client waits as well, 23 s for one file, and asks
 #: for it in two ways: a Hub that answers nothing but errors is given up after a minute at most.
 PATIENCE = 30.0
+#: Seconds in which the Hub has to answer a question; its client would wait for ever.  Uploads take as long as they take.
+TIMEOUT = 10.0
 PASSING = (408, 429, 500, 502, 503, 504)
 
 

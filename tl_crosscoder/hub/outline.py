@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tl_crosscoder.files import LIMIT, SIZES, read_header
 from tl_crosscoder.hub.download import download, list_files
-from tl_crosscoder.hub.faults import explained, persistently
+from tl_crosscoder.hub.faults import TIMEOUT, explained, persistently
 from tl_crosscoder.hub.source import Source
 from tl_crosscoder.hub.wanted import wanted
 
@@ -82,7 +82,9 @@ class _Far(RawIOBase):
         headers = {**build_hf_headers(token=self.token), "Range": f"bytes={start}-{stop - 1}"}
 
         def get() -> bytes:
-            with get_session().stream("GET", url, headers=headers, follow_redirects=True) as answer:
+            with get_session().stream(
+                "GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT
+            ) as answer:
                 hf_raise_for_status(answer)
                 skip, got = (0 if answer.status_code == 206 else start), b""
                 for piece in answer.iter_bytes():

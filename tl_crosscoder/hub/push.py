@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tl_crosscoder import __version__
 from tl_crosscoder.errors import HubConflict, HubError
 from tl_crosscoder.hub.download import digest
-from tl_crosscoder.hub.faults import explained, persistently
+from tl_crosscoder.hub.faults import TIMEOUT, explained, persistently
 from tl_crosscoder.hub.manifest import MANIFEST, paths_in, read_manifest
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def push(folder: Path, repo: str, *, private: bool, token: str | None = None) ->
     api = HfApi(token=token)
     with explained(f"publishing {repo}", repo):
         persistently(lambda: api.create_repo(repo, private=private, exist_ok=True))
-        before = persistently(lambda: api.model_info(repo, files_metadata=True))
+        before = persistently(lambda: api.model_info(repo, files_metadata=True, timeout=TIMEOUT))
         _check_visibility(repo, before, private)
         if _holds(before, folder):
             return str(before.sha)
@@ -36,7 +36,7 @@ def push(folder: Path, repo: str, *, private: bool, token: str | None = None) ->
         try:
             return _commit(api, repo, folder, deleted, str(before.sha))
         except HubConflict as error:
-            now = persistently(lambda: api.model_info(repo))
+            now = persistently(lambda: api.model_info(repo, timeout=TIMEOUT))
             raise HubConflict(
                 f"someone else changed {repo} while this was being published; it is now at {str(now.sha)[:8]}, "
                 "and nothing of yours was written.  Look at it, then publish again."
@@ -82,7 +82,7 @@ def _commit(api: "HfApi", repo: str, folder: Path, deleted: list[str], parent: s
         except HfHubHTTPError as error:
             if error.response.status_code not in (409, 412):
                 raise
-            now = api.model_info(repo, files_metadata=True)
+            now = api.model_info(repo, files_metadata=True, timeout=TIMEOUT)
             if _holds(now, folder):  # an earlier try was done, and only its answer was lost
                 return str(now.sha)
             raise
