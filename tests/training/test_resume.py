@@ -35,6 +35,7 @@ from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, ReLU, Split, 
 from tl_crosscoder.errors import CrosscoderError, InUse, NonFiniteActs, NotSaved
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.models.stream import stream
 from tl_crosscoder.training.checkpoint import best, newest, taken
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.train import train
@@ -206,6 +207,28 @@ def test_a_store_goes_on_in_the_middle_of_an_epoch_and_at_its_end(tmp_path):
         assert left_by(folder, history) == expected, step
     with pytest.raises(ValueError, match="seed = 3; these have 4"):
         train(small(), kept.shuffled(64, 4, buffer_rows=300), LOSSES_USED, config(steps=30), resume=folder)
+
+
+def test_a_stream_trains_what_its_store_trains_and_goes_on_like_it(tmp_path):
+    pair = FakePair(byte_tokenizer(), d_in=8)
+    texts = [f"document {i} says something about the number {i * 7}" for i in range(30)]
+    corpus = Corpus.from_texts(texts, pair.tokenizer)
+
+    def live():
+        return stream(pair, corpus, batch_size=64, seed=3, buffer_tokens=300, max_tokens=256)
+
+    kept = capture(pair, corpus, max_tokens=256, progress=False)
+    whole(tmp_path / "store", kept.shuffled(64, 3, buffer_rows=300), small, steps=30)
+    expected = whole(tmp_path / "stream", live(), small, steps=30)
+    for step in (3, 17):
+        folder, _ = stopped_at(step, tmp_path / str(step), live(), small, steps=30)
+        history = train(small(), live(), LOSSES_USED, config(steps=30), resume=folder)
+        assert left_by(folder, history) == expected, step
+    assert all(map(torch.equal, weights_of(tmp_path / "store"), weights_of(tmp_path / "stream")))
+
+
+def weights_of(folder):
+    return newest(folder)[0].crosscoder().state_dict().values()
 
 
 def test_the_randomness_of_a_loss_goes_on(tmp_path, monkeypatch):

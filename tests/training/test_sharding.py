@@ -30,6 +30,7 @@ from tl_crosscoder.hub.save import load
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.ranks import Alone
+from tl_crosscoder.training import checkpoint as checkpoints
 from tl_crosscoder.training.checkpoint import newest, read
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.sharding import divide, joined, united
@@ -232,6 +233,34 @@ def test_what_two_processes_saved_any_number_goes_on_with(saved_by_two, tmp_path
     whole, all_rows, _ = alone["batch_topk"]
     assert_same(state, whole)
     assert without_time(rows) == [pytest.approx(row, abs=1e-9) for row in without_time(all_rows)]
+
+
+def killed_in_a_save(folder, rank, call):
+    """The rank is gone in its second save, of step 8: with half of its part written, or just before the folder takes its name."""
+    calls, done = 0, getattr(checkpoints, call)
+
+    def dying(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 2 and os.environ.get("RANK") == rank:
+            if call == "save_file":
+                done(*arguments, **options)
+                os.truncate(arguments[1], 1000)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done(*arguments, **options)
+
+    setattr(checkpoints, call, dying)
+    with_checkpoints(1, folder, False)
+
+
+@pytest.mark.parametrize(("rank", "call"), [("0", "save_file"), ("1", "save_file"), ("0", "replaced_folder")])
+def test_killed_in_a_save_the_checkpoint_before_is_gone_on_with(tmp_path, alone, rank, call):
+    with pytest.raises(RuntimeError, match=f"rank {rank}: it died"):
+        on_processes(killed_in_a_save, 2, tmp_path, rank, call)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000006"]
+    state, _, _ = on_processes(with_checkpoints, 2, 1, tmp_path, True)[0]
+    assert_same(state, alone["batch_topk"][0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006", "step-00000008"]
 
 
 def told_where_the_first_cannot_write(folder):
