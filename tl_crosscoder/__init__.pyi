@@ -39,6 +39,7 @@ from .hub.pretrained import push_to_hub as push_to_hub
 from .hub.publish import publish as publish
 from .hub.sae_lens.convert import from_sae_lens as from_sae_lens
 from .hub.sae_lens.convert import to_sae_lens as to_sae_lens
+from .hub.sae_lens.converter import sae_lens_converter as sae_lens_converter
 from .hub.sae_lens.joint import joint as joint
 from .hub.sae_lens.views import as_sae as as_sae
 from .hub.sae_lens.views import paired as paired

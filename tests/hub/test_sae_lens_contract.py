@@ -6,12 +6,14 @@ import json
 import pytest
 import torch
 
+from tests.hub.format_writers import dictionary_learning
 from tests.hub.published import small_crosscoder, small_table
 from tests.hub.sae_lens_cases import D_IN, D_SAE, HOOK, NEEDS_SAE_LENS, acts, made, sae_lens
 from tl_crosscoder.errors import ShapeMismatch
 from tl_crosscoder.hub.load import load
 from tl_crosscoder.hub.publish import publish
 from tl_crosscoder.hub.sae_lens.convert import from_sae_lens, to_sae_lens
+from tl_crosscoder.hub.sae_lens.converter import sae_lens_converter
 from tl_crosscoder.hub.sae_lens.training import sae_lens_config, sae_lens_training
 from tl_crosscoder.hub.sae_lens.views import as_sae, paired
 
@@ -307,3 +309,25 @@ def test_what_we_publish_tells_sae_lens_how_often_each_latent_fires(hub):
     assert hub.repositories["me/cc"].head.files["sae_lens/sparsity.safetensors"]
     assert torch.equal(load("me/cc").W_dec, small_crosscoder().W_dec)
     assert torch.equal(load("me/cc:sae_lens").W_dec.flatten(1), sae.W_dec)
+
+
+@pytest.mark.allow_hosts(["127.0.0.1", "::1"])
+@pytest.mark.parametrize("norm", ["CROSSCODER", "SAE"])
+def test_sae_lens_reads_a_crosscoder_of_another_tool_through_our_converter(hub, tmp_path, norm):
+    """Of dictionary_learning, on the Hub: the source's own formula, in float64."""
+    written = dictionary_learning(tmp_path / "a", norm=norm, config={"trainer": {"layer": 7}})
+    hub.add("them/cc", {path.name: path.read_bytes() for path in written.path.iterdir()})
+    from_pretrained = sae_lens().SAE.from_pretrained
+    sae = from_pretrained("them/cc", ".", dtype="float64", converter=sae_lens_converter)
+    assert type(sae).__module__.startswith("sae_lens.")
+    assert (sae.cfg.metadata.hook_name, sae.dtype) == ("blocks.7.hook_resid_post", torch.float64)
+    x = torch.randn(40, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    acts, recon = written.formula(x)
+    torch.testing.assert_close(sae.encode(x.flatten(1)), acts, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(sae(x.flatten(1)).unflatten(1, (2, -1)), recon, atol=1e-10, rtol=1e-10)
+    assert 0.02 < (acts > 0).double().mean() < 0.98
+    rounded = from_pretrained("them/cc", ".", converter=sae_lens_converter)
+    assert {p.dtype for p in rounded.parameters()} == {torch.float32}
+    torch.testing.assert_close(rounded.W_dec, sae.W_dec.float(), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="force_download"):
+        from_pretrained("them/cc", ".", converter=sae_lens_converter, force_download=True)
