@@ -15,6 +15,7 @@ from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU
 from tl_crosscoder.errors import UnreadableFormat
 from tl_crosscoder.files import replaced_folder
+from tl_crosscoder.hub.room import told_of_room
 from tl_crosscoder.hub.sae_lens.artifact import write_sae_lens
 from tl_crosscoder.hub.save import save
 
@@ -36,7 +37,9 @@ def convert(
     """
     if to not in WRITERS:
         raise KeyError(f"no format named {to!r} to convert to; known: {', '.join(WRITERS)}")
-    return WRITERS[to](crosscoder, Path(folder).resolve(), extra)
+    folder = Path(folder).resolve()
+    with told_of_room(folder, sum(tensor.nbytes for tensor in crosscoder.state_dict().values())):
+        return WRITERS[to](crosscoder, folder, extra)
 
 
 def _write_ours(crosscoder: Crosscoder, folder: Path, extra: dict[str, Any] | None) -> Path:

@@ -20,6 +20,7 @@ from tl_crosscoder.errors import CorruptFile
 from tl_crosscoder.files import read_json, replaced_folder
 from tl_crosscoder.hub.folder import CONFIG
 from tl_crosscoder.hub.guard import check_header
+from tl_crosscoder.hub.room import told_of_room
 from tl_crosscoder.hub.sae_lens.artifact import FOLDER, fill, log_frequencies, refuse_other_files
 from tl_crosscoder.hub.sae_lens.thresholds import inexpressible, refuse_inexpressible
 from tl_crosscoder.hub.tensors import SafetensorsWeights, read
@@ -84,7 +85,8 @@ def save(
     }
     text = json.dumps(config, indent=2, allow_nan=False)
     sparsity = log_frequencies(crosscoder, table)
-    with replaced_folder(directory) as new:
+    size = sum(tensor.nbytes for tensor in crosscoder.state_dict().values())
+    with told_of_room(directory, size if sae_lens is False else 2 * size), replaced_folder(directory) as new:
         (new / CONFIG).write_text(text + "\n", encoding="utf-8")
         save_file(_tensors(crosscoder), new / WEIGHTS)
         if sae_lens is not False and inexpressible(crosscoder) is None:
