@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tl_crosscoder.diffing.report import DiffReport
     from tl_crosscoder.models.pair import ModelPair
     from tl_crosscoder.studies import StudyResult
+
+MOST_ROWS = 40
 
 Run = Annotated[Path, typer.Argument(help="A run folder, as diff or demo leave it.")]
 RunBase = Annotated[
@@ -76,10 +78,10 @@ def keep(report: "DiffReport", result: "StudyResult", as_json: bool, name: str |
         print_figures(result.to_dict(), True)
         return
     said = result.verdict if isinstance(result.verdict, list) else [result.verdict]
-    shown = result.table.head(20)
-    print("\n" + "\n".join(said) + "\n")
+    shown: Any = result.brief().head(MOST_ROWS)
+    print("\n" + "\n".join(said))
     if len(shown):
-        print(shown.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+        print("\n" + shown.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.3g}"))
     if len(shown) < len(result.table):
-        print(f"... and {len(result.table) - len(shown):,} more rows")
+        print(f"... of {len(result.table):,} rows, which are in the file")
     print(f"\n  {path}\n  in the report: tl-crosscoder report {report.folder.root}")

@@ -21,7 +21,7 @@ from tl_crosscoder.analysis.coactivation import (
     strong,
 )
 from tl_crosscoder.analysis.matching_nulls import p_value
-from tl_crosscoder.analysis.mirrors import Mirrors, mirrored
+from tl_crosscoder.analysis.mirrors import mirrored
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.figures import Drawing
 from tl_crosscoder.figures.mirrors import mirror_figure
@@ -32,6 +32,7 @@ from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.weights import weights_sha256
 
 GATES = {"only": 0.9, "leaning": 0.6}  # tuned: delta_norm above; base: below one minus it
+WIDEST = "leaning"  # the gate whose pairs are looked at
 APART = 0.5
 
 
@@ -124,51 +125,58 @@ def mirror_pairs(
         settings=[cosine, most, seed],
     )
     alive = torch.tensor(table.index.to_numpy()[table["n_fired"].to_numpy() > 0])
-    counts, found = [], Mirrors(torch.zeros(0, 2, dtype=torch.long), torch.zeros(0), 0)
-    draws = [(gate, draw) for gate in GATES for draw in range(n_draws)]
-    null: dict[str, list[int]] = {gate: [] for gate in GATES}
     classes = {gate: _classes(table, alive, edge) for gate, edge in GATES.items()}
-    for gate, draw in tracked(draws, "pairs of random latents", len(draws), progress):
-        sizes = tuple(len(side) for side in classes[gate])
-
-        def drawn(sizes=sizes, draw=draw) -> int:
-            order = alive[
-                torch.randperm(len(alive), generator=torch.Generator().manual_seed(seed * 9973 + draw))
-            ]
-            tuned, base = order[: sizes[0]], order[sizes[0] : sizes[0] + sizes[1]]
-            return mirrored(rows, tuned, base, cosine=cosine, most=0).n
-
-        if all(sizes):
-            null[gate].append(kept(f"null-{gate}-{draw}", drawn))
-    for gate in GATES:
-        found = mirrored(rows, *classes[gate], cosine=cosine, most=most)
-        chance = np.array(null[gate] or [np.nan], dtype=float)
-        counts.append(
-            {
-                "gate": gate,
-                "n_tuned": len(classes[gate][0]),
-                "n_base": len(classes[gate][1]),
-                "pairs": found.n,
-                "null_mean": chance.mean(),
-                "null_max": chance.max(),
-                "p": p_value(float(found.n), chance.tolist()) if null[gate] else np.nan,
-            }
-        )
-    random = _random_pairs(*classes["leaning"], found.pairs, len(found.pairs), seed)
-    both = torch.cat([found.pairs, random])
-    own, scaled = _histograms(crosscoder, batches, table, both, progress)
-    n, figures = len(found.pairs), _figures(own, scaled)
+    found, null = {}, _null(rows, alive, classes, cosine, n_draws, seed, kept, progress)
+    for gate, (tuned, base) in classes.items():
+        found[gate] = mirrored(rows, tuned, base, cosine=cosine, most=most if gate == WIDEST else 0)
+    counts = [_count(gate, *classes[gate], found[gate].n, null[gate]) for gate in GATES]
+    pairs = found[WIDEST]
+    random = _random_pairs(*classes[WIDEST], pairs.pairs, len(pairs.pairs), seed)
+    own, scaled = _histograms(crosscoder, batches, table, torch.cat([pairs.pairs, random]), progress)
+    n, figures = len(pairs.pairs), _figures(own, scaled)
     delta = table["delta_norm"].to_numpy(float)
-    tuned, base = found.pairs.numpy().T
-    pairs = {"tuned": tuned, "base": base, "cosine": found.cosine.double().numpy()}
-    pairs |= {"delta_norm_tuned": delta[tuned], "delta_norm_base": delta[base]}
+    tuned, base = pairs.pairs.numpy().T
+    columns = {"tuned": tuned, "base": base, "cosine": pairs.cosine.double().numpy()}
+    columns |= {"delta_norm_tuned": delta[tuned], "delta_norm_base": delta[base]}
     return MirrorResult(
-        pd.DataFrame(pairs | {name: values[:n] for name, values in figures.items()}),
+        pd.DataFrame(columns | {name: values[:n] for name, values in figures.items()}),
         pd.DataFrame(counts),
         pd.DataFrame({name: figures[name][n:] for name in ("divergence", "coactivation")}),
         own[:n].tolist(),
         cosine,
     )
+
+
+def _null(
+    rows: Tensor,
+    alive: Int[Tensor, " alive"],
+    classes: dict[str, tuple[Tensor, Tensor]],
+    cosine: float,
+    n_draws: int,
+    seed: int,
+    kept: Parts,
+    progress: bool,
+) -> dict[str, list[int]]:
+    """For each gate the pairs among two random sets of living latents as large as its classes, draw by draw."""
+    null: dict[str, list[int]] = {gate: [] for gate in classes}
+    draws = [(g, draw) for g, sides in classes.items() if all(map(len, sides)) for draw in range(n_draws)]
+    for gate, draw in tracked(draws, "pairs of random latents", len(draws), progress):
+        n_tuned, n_base = (len(side) for side in classes[gate])
+
+        def drawn(n_tuned=n_tuned, n_base=n_base, draw=draw) -> int:
+            generator = torch.Generator().manual_seed(seed * 9973 + draw)
+            order = alive[torch.randperm(len(alive), generator=generator)]
+            return mirrored(rows, order[:n_tuned], order[n_tuned : n_tuned + n_base], cosine=cosine, most=0).n
+
+        null[gate].append(kept(f"null-{gate}-{draw}", drawn))
+    return null
+
+
+def _count(gate: str, tuned: Tensor, base: Tensor, pairs: int, null: list[int]) -> dict[str, Any]:
+    chance = np.array(null or [np.nan], dtype=float)
+    p = p_value(float(pairs), chance.tolist()) if null else np.nan
+    sizes = {"gate": gate, "n_tuned": len(tuned), "n_base": len(base), "pairs": pairs}
+    return sizes | {"null_mean": chance.mean(), "null_max": chance.max(), "p": p}
 
 
 def _classes(table: pd.DataFrame, alive: Int[Tensor, " alive"], edge: float) -> tuple[Tensor, Tensor]:

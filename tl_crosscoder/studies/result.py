@@ -44,6 +44,10 @@ class StudyResult(ABC):
     def plot(self) -> Drawing:
         """The picture; it shows itself in a notebook.  Raises NotDrawn where its data are absent."""
 
+    def brief(self) -> pd.DataFrame:
+        """What a terminal has room for: the table, or the rows and columns that a study puts first."""
+        return self.table
+
     def panel(self, key: str | None = None, about: str = "") -> Panel:
         """This study's part of a report; ``about`` says what was asked where a study was run more than once."""
         shown = self.table.set_index(list(self.index)) if self.index and len(self.table) else self.table

@@ -117,6 +117,22 @@ class SteeringResult(StudyResult):
                 )
         return said + "."
 
+    def brief(self) -> pd.DataFrame:
+        """The targets on each behaviour's own prompts, without controls."""
+        own = self.table["prompts"] == self.table["prompts"].iloc[0]
+        columns = [
+            "behaviour",
+            "side",
+            "target",
+            "strength",
+            "rate",
+            "low",
+            "high",
+            "rate_coherent",
+            "coherent",
+        ]
+        return self.table.loc[own & (self.table["kind"] == LATENTS), [*columns, "n", "perplexity_text"]]
+
     def plot(self) -> Drawing:
         """Rate and perplexity over strength, both models, beside the controls."""
         return strength_curves(self.table)

@@ -103,6 +103,11 @@ class SubstitutionResult(StudyResult):
         """KL under each condition, on each set of tokens."""
         return kl_bars(self.table)
 
+    def brief(self) -> pd.DataFrame:
+        """All tokens together, without the rarer scores."""
+        rows: Any = self.table[self.table["tokens"] == "all"]
+        return rows[["condition", "kl", "ci_low", "ci_high", "recovered", "agreement", "nll", "n_latents"]]
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without ``per_sequence``."""
         return {name: part for name, part in super().to_dict().items() if name != "per_sequence"}
