@@ -85,6 +85,11 @@ def group_max():
     return Crosscoder(D_IN, D_SAE, Split(0.5, GroupMax(3), TopK(2)), code_norm="l2"), [MSE(), AuxK(k_aux=3)]
 
 
+def decoupled():
+    losses = [MSE(), AuxK(k_aux=3, dead_after_tokens=BATCH)]
+    return Crosscoder(D_IN, D_SAE, BatchTopK(2.5), code_norm="decoupled", init=APART), losses
+
+
 class Own:
     """A loss of a user's own, which may or may not sum over ranks."""
 
@@ -94,7 +99,9 @@ class Own:
         raise AssertionError("it was asked")
 
 
-VARIANTS = {work.__name__: work for work in (batch_topk, delta, l1, jumprelu, parted, topk, group_max)}
+VARIANTS = {
+    work.__name__: work for work in (batch_topk, delta, l1, jumprelu, parted, topk, group_max, decoupled)
+}
 MESHES = {"1 x 2": (2, 1), "2 x 1": (2, 2), "2 x 2": (4, 2)}
 
 

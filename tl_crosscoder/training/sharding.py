@@ -17,13 +17,22 @@ from tl_crosscoder.dictionary.losses.matryoshka import Matryoshka
 from tl_crosscoder.dictionary.losses.pre_act import PreAct
 from tl_crosscoder.dictionary.losses.tanh_penalty import TanhPenalty
 from tl_crosscoder.dictionary.shard import WHOLE, Shard, by_latent
-from tl_crosscoder.dictionary.sparsity import BatchTopK, GroupMax, JumpReLU, ReLU, Sparsity, Split, TopK
+from tl_crosscoder.dictionary.sparsity import (
+    BatchTopK,
+    GroupMax,
+    JumpReLU,
+    PerModel,
+    ReLU,
+    Sparsity,
+    Split,
+    TopK,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 #: What takes into account that other ranks hold latents and read tokens.
-SPARSITIES = (BatchTopK, TopK, GroupMax, ReLU, JumpReLU, Split)
+SPARSITIES = (BatchTopK, TopK, GroupMax, ReLU, JumpReLU, Split, PerModel)
 LOSSES = (MSE, L2Norm, L1, AuxK, Delta, Matryoshka, TanhPenalty, PreAct)
 #: How long ranks wait for one that does not answer: longer than the first one takes to write a large checkpoint.
 PATIENCE = timedelta(hours=2)
