@@ -494,9 +494,24 @@ def test_the_command_line_goes_on_and_refuses_another_training(tmp_path, monkeyp
     assert not (tmp_path / "crosscoder").exists()
     code, said = run(monkeypatch, capsys, *arguments, "--resume")
     assert code == 0 and (tmp_path / "crosscoder").exists()
+    with taken(tmp_path / "checkpoints"):
+        code, said = run(monkeypatch, capsys, *arguments)
+    assert code == 2 and "checkpoints is being written to by process" in said
     shutil.rmtree(tmp_path / "checkpoints")
     code, said = run(monkeypatch, capsys, *arguments, "--resume")
     assert code == 2 and "no checkpoint in" in said
+
+
+def test_the_command_line_says_what_a_loss_that_is_not_finite_left(tmp_path, monkeypatch, capsys):
+    store(tmp_path / "acts")
+    arguments = (tmp_path / "acts", "--out", tmp_path / "crosscoder", "--d-sae", 32, "--k", 3, "--steps", 60)
+    code, said = run(
+        monkeypatch, capsys, *arguments, "--batch-size", 64, "--lr", 1e22, "--checkpoint-every", 2
+    )
+    folder = tmp_path / "checkpoints"
+    assert code == 1 and "is not finite" in said
+    assert f"tl_crosscoder.training.crash.reproduce({str(folder / 'crashed')!r}) takes it again" in said
+    assert (folder / "crashed").exists() and not (tmp_path / "crosscoder").exists()
 
 
 def test_a_full_disk_has_an_exit_code_of_its_own():

@@ -75,7 +75,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        text = f"{type(error).__name__}: {_message(error)}"
+        text = "\n".join([f"{type(error).__name__}: {_message(error)}", *getattr(error, "__notes__", [])])
         console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(exit_code(error))
 
@@ -100,13 +100,13 @@ def _of_path(error: OSError) -> str:
 
 
 def exit_code(error: Exception) -> int:
-    from tl_crosscoder.errors import CrosscoderError, HubError, NotSaved
+    from tl_crosscoder.errors import CrosscoderError, HubError, InUse, NotSaved
 
     if isinstance(error, NotSaved):
         return DISK
     if isinstance(error, HubError):
         return HUB
-    if isinstance(error, CrosscoderError):
+    if isinstance(error, CrosscoderError) and not isinstance(error, InUse):
         return MISMATCH
-    usage = (ValueError, KeyError, ImportError, PermissionError, FileNotFoundError, FileExistsError)
+    usage = (InUse, ValueError, KeyError, ImportError, PermissionError, FileNotFoundError, FileExistsError)
     return USAGE if isinstance(error, (*usage, NotADirectoryError, IsADirectoryError)) else 1
