@@ -1,5 +1,6 @@
 """The card before the Hub's own judges: the client's classes and the check of an upload; and its pictures."""
 
+import json
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ from test_card import HOSTILE, STUDY, made
 import tl_crosscoder as tlc
 from tests.hub.local_hub import metadata_errors
 from tests.hub.published import FIGURES, METRICS, run_folder, small_crosscoder, small_table
+from tl_crosscoder.files import sha256
 from tl_crosscoder.hub.pictures import draw_pictures
 from tl_crosscoder.hub.study import Study
 
@@ -96,3 +98,22 @@ def test_a_picture_without_data_is_left_out_and_an_empty_panel_too(tmp_path):
     ]
     assert draw_pictures(tmp_path, Study()) == []
     assert "<b>x" not in made(STUDY, pictures=draw_pictures(tmp_path, study))
+
+
+def test_the_page_tells_what_later_studies_of_these_very_weights_found(tmp_path):
+    run = run_folder(tmp_path / "run")
+    (run / "studies").mkdir()
+    weights = sha256(run / "crosscoder" / "model.safetensors")
+    for name, digest, verdict in (
+        ("gate-audit", weights, ["Refused: 3 of 4 controls pass.", "See <b>the table</b>."]),
+        ("stability", weights, "84% are found again."),
+        ("scaling", "0" * 64, "of another crosscoder"),
+    ):
+        part = {"study": name, "weights_sha256": digest, "verdict": verdict}
+        (run / "studies" / f"{name}.json").write_text(json.dumps(part))
+    told = tlc.publish(run, "me/cc", license="mit", dry_run=True).card
+    assert "- **gate audit**: Refused: 3 of 4 controls pass. See &lt;b&gt;the table&lt;/b&gt;." in told
+    assert "- **stability**: 84% are found again." in told
+    assert "of another crosscoder" not in told
+    (run / "metrics.json").unlink()
+    assert "No causal study" not in tlc.publish(run, "me/cc", license="mit", dry_run=True).card

@@ -91,6 +91,10 @@ def _body(
         "classes": sections.classes(study.table),
         "gated": sections.gated(study.table),
         "found": verdict[1:],
+        "asked": [
+            (plain(name.replace("-", " ")), [plain(sentence) for sentence in verdict])
+            for name, verdict in study.asked.items()
+        ],
         "studies": sections.studies(study.metrics),
         "pictures": [(plain(shows), path) for shows, path in pictures],
         "limits": sections.limits(study),

@@ -19,7 +19,7 @@ from tl_crosscoder.hub.pictures import draw_pictures
 from tl_crosscoder.hub.push import push
 from tl_crosscoder.hub.sae_lens.artifact import FOLDER
 from tl_crosscoder.hub.sae_lens.thresholds import inexpressible
-from tl_crosscoder.hub.save import load, read_config, save
+from tl_crosscoder.hub.save import WEIGHTS, load, read_config, save
 from tl_crosscoder.hub.secrets import find_secrets
 from tl_crosscoder.hub.source import check_repo
 from tl_crosscoder.hub.study import Study
@@ -161,11 +161,25 @@ def _opened(what: Crosscoder | str | Path, study: Study) -> tuple[Crosscoder, St
             metrics = (
                 known if known.get("table_sha256") == sha256(run / TABLE) else {}
             )  # else of another table
+    asked = study.asked or (_asked_afterwards(run, sha256(folder / WEIGHTS)) if folder != run else {})
     return (
         load(folder),
-        replace(study, extra=extra, table=table, metrics=metrics),
+        replace(study, extra=extra, table=table, metrics=metrics, asked=asked),
         run if folder != run else None,
     )
+
+
+def _asked_afterwards(run: Path, weights: str) -> dict[str, list[str]]:
+    """What the run's later studies say, as far as they looked at these weights."""
+    parts = {path.stem: read_json(path, LARGEST_METRICS) for path in sorted((run / "studies").glob("*.json"))}
+    said = {
+        name: part.get("verdict") for name, part in parts.items() if part.get("weights_sha256") == weights
+    }
+    return {
+        name: [verdict] if isinstance(verdict, str) else list(verdict)
+        for name, verdict in said.items()
+        if verdict
+    }
 
 
 def _sae_lens(crosscoder: Crosscoder) -> Check:

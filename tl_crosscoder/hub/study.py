@@ -15,13 +15,14 @@ class Study:
     """What a crosscoder is published with, beside itself: ``extra`` of its config, the latent table, the run's figures.
 
     ``named`` are both models' names on the Hub, base first, each with or without ``@commit``: where they are given, they stand
-    in place of those in ``extra``.
+    in place of those in ``extra``.  ``asked`` are the verdicts of studies that were made afterwards, by their keys.
     """
 
     extra: dict[str, Any] = field(default_factory=dict)
     table: pd.DataFrame | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     named: Sequence[str] = ()
+    asked: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def pair(self) -> dict[str, Any]:
