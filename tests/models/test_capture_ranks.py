@@ -1,11 +1,15 @@
 """A capture by several processes is that of one, and goes on whichever of them is killed."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import tl_crosscoder
 from tests.models.fake_pair import FakePair, byte_tokenizer
 from tests.training.ranks import on_processes
 from tl_crosscoder.errors import CorruptFile, InUse, NonFiniteActs, PairMismatch
@@ -162,3 +166,31 @@ def test_an_entry_that_is_none_is_named(whole, tmp_path):
     entry.unlink()
     run(tmp_path)
     assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.slow
+def test_torchrun_captures_what_one_process_captures(tmp_path):
+    data = Path(tl_crosscoder.__file__).parent / "data"
+    models = [str(data / "tiny" / "base")] * 2
+    text = ["--text", str(data / "text" / "glosses.txt"), "--text", str(data / "text" / "jargon.txt")]
+    command = [
+        "-m",
+        "tl_crosscoder",
+        "capture",
+        *models,
+        "--hook",
+        "blocks.1.hook_resid_post",
+        *text,
+        "--json",
+    ]
+    several = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    told = []
+    for start, out in ([], "one"), (several, "two"):
+        done = subprocess.run(
+            [sys.executable, *start, *command, "--quiet", "--out", str(tmp_path / out)],
+            capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        told.append(json.loads(done.stdout))  # said once
+    assert told[0] == told[1] and told[0]["tokens"] > 65_536
+    assert files(tmp_path / "one") == files(tmp_path / "two")
