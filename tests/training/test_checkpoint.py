@@ -244,12 +244,17 @@ def test_an_error_names_the_folder_and_the_room(tmp_path, monkeypatch):
 
 def test_what_a_killed_save_left_is_taken_away(tmp_path):
     write(checkpoint(5), tmp_path)
-    for left in (".step-00000010-abc/step-00000010", ".step-00000005-removed", ".step-00000005-xyz.old"):
+    for left in (
+        ".step-00000010-abc/step-00000010",
+        ".step-00000005-removed",
+        "crashed/.step-00000005-xyz.old",
+    ):
         (tmp_path / left).mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("mine")
     with taken(tmp_path):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step-00000005"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["crashed", "notes.txt", "step-00000005"]
+    assert not list((tmp_path / "crashed").iterdir())
 
 
 def test_a_folder_where_a_file_is_is_refused(tmp_path):

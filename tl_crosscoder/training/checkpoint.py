@@ -82,7 +82,9 @@ def taken(directory: Path) -> Iterator[None]:
             f"no checkpoint can be written to {str(directory)!r} ({error}); choose another"
         ) from error
     with alone_in(directory):
-        for leftover in (*directory.glob(".step-*"), *directory.glob(".test-*")):
+        for leftover in [
+            path for left in (".step-*", ".test-*", "*/.step-*") for path in directory.glob(left)
+        ]:
             shutil.rmtree(leftover)
         yield
 
