@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -279,3 +280,16 @@ def test_a_killed_study_goes_on_with_what_is_missing(planted, corpus, tmp_path, 
     )  # the part under way was lost, no other
     monkeypatch.setattr(module, "scores", None)
     assert study(planted, corpus, max_tokens=40, parts=tmp_path).to_json() == whole.to_json()
+
+
+def test_text_without_a_template_has_no_template_tokens_to_put_in(planted, corpus):
+    values = kl(study(planted, corpus))
+    assert values["template"] == pytest.approx(values["none"], rel=1e-9)
+
+
+def test_a_text_too_short_to_predict_anything_gives_nan_and_its_count(planted):
+    # a sequence of one token, which has no next one, and is a first token besides
+    result = study(planted, Corpus.from_sequences([(np.array([7]), np.array([0]))], "nothing"))
+    assert (result.table["n_tokens"] == 0).all()
+    assert result.table[["kl", "ci_low", "recovered", "nll"]].isna().all(axis=None)
+    assert result.verdict.startswith("no prediction could be counted")

@@ -145,3 +145,17 @@ def test_too_few_matched_sets_for_any_verdict_are_refused_before_any_training():
     # Of 18 sets the best rank has p = 1 / 19 = .053.
     with pytest.raises(ValueError, match=r"n_matched=18 sets no rank has a p below 0\.053.*19 sets or more"):
         audited("causal", n_matched=18)
+
+
+def test_a_task_for_models_without_a_chat_template_is_refused_before_any_training():
+    pair = readout_pair(heard=True)
+    pair.tokenizer.chat_template = None
+    store = readout_store(readout_pair(heard=True))
+    with pytest.raises(ValueError, match=r"no chat template.*copy the fine-tuned model's"):
+        gate_audit(
+            store,
+            lambda *_: pytest.fail("trained"),
+            seeds=(0, 1),
+            pair=pair,
+            task=ExactMatch("letters", ASKED, answers_to(ASKED)),
+        )

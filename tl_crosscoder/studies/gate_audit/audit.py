@@ -13,6 +13,7 @@ import pandas as pd
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.interventions import Part
 from tl_crosscoder.models.activations import PairedActivations
+from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.studies.gate_audit.ablation import conditions, effects, outcomes
@@ -137,6 +138,8 @@ def _refuse(seeds: list[int], pair: ModelPair | None, task: Task | None, n_match
             f"among n_matched={n_matched} sets no rank has a p below {1 / (n_matched + 1):.2g}, so nothing could pass; "
             f"{math.ceil(1 / ALPHA) - 1} sets or more."
         )
+    if task is not None and pair is not None:
+        Corpus.prompts(task.prompts, pair.tokenizer)  # raises without a chat template
 
 
 def _measured(
