@@ -26,6 +26,7 @@ def known(tmp_path_factory):
         "\n\n".join(f"document {i} says something about number {i * 7}" for i in range(80))
     )
     (root / "prompts.txt").write_text("\n".join(f"what is {i}?" for i in range(12)))
+    (root / "open.txt").write_text("hello\n")
     behaviours = [{"name": "letters", "keywords": ["e"], "heldout": ["hello", "bye"]}]
     (root / "behaviours.json").write_text(json.dumps(behaviours))
     command = ("diff", root / "base", root / "tuned", "--hook", "blocks.1.hook_resid_post", "--text", root / "text.txt",
@@ -78,7 +79,18 @@ def test_substitution_is_asked_of_another_dictionary_too(ask, known):
 
 
 def test_steering_answers_under_every_strength_and_keeps_the_answers(ask, known):
-    options = ("--strengths=-1,1", "--controls", 1, "--text", 2, "--max-new-tokens", 4, "--quiet")
+    options = (
+        "--prompts",
+        known[0].parent / "open.txt",
+        "--strengths=-1,1",
+        "--controls",
+        1,
+        "--text",
+        2,
+        "--max-new-tokens",
+        4,
+        "--quiet",
+    )
     code, out, err = ask("steer", "--behaviours", known[3], *options)
     assert code == 0, err
     found = kept(known, "steering")
