@@ -103,6 +103,16 @@ def batch_topk(
     )
 
 
+def decoupled(weight: float) -> Variant:
+    """Each model chooses k = L0 / weight latents a token itself; the union of both choices is what is active."""
+
+    def parts(study: Study, weight: float) -> Parts:
+        k = round(study.l0 / weight * study.batch_size) / study.batch_size
+        return Parts(falling(k, study), [MSE(), AUXK], settings={"code_norm": "decoupled"})
+
+    return Variant(parts, weight)
+
+
 def topk(k: int) -> Variant:
     return Variant(lambda *_: Parts(TopK(k), [MSE(), AUXK]))
 
@@ -153,6 +163,7 @@ PLANTED = {
     "BatchTopK, same init": batch_topk(same=True),
     "BatchTopK, l2 norm": batch_topk(code_norm="l2"),
     "BatchTopK, no norm": batch_topk(code_norm="none"),
+    "BatchTopK, decoupled": decoupled(1.2),
     "Matryoshka": matryoshka(0.25, 0.5, 1.0),
     "DSF 20 %, L1": l1(1.0, shared=0.2),
     "DSF 20 %": batch_topk(partition=Partition(shared=0.2)),
@@ -171,6 +182,7 @@ WIDE = (
     "TopK",
     "BatchTopK",
     "BatchTopK, no norm",
+    "BatchTopK, decoupled",
     "DFC 5 %",
     "Delta 1",
 )
