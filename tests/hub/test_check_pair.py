@@ -93,6 +93,7 @@ def test_fingerprints_of_models_that_were_read_in_another_way_prove_nothing(pair
     refuse_other_models(None, known)
 
 
+@pytest.mark.slow
 def test_the_files_of_another_tool_are_held_to_live_models_as_well(pair, tmp_path):
     theirs = writers_folder(tmp_path / "c")
     fit = tlc.origin(tlc.load(theirs, check=pair)).fit
