@@ -14,6 +14,7 @@ from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, PerModel, Threshold, TopK
 from tl_crosscoder.hub.save import load, save
 from tl_crosscoder.interventions import ablate, substitute
+from tl_crosscoder.studies.dictionaries import Dictionary
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.train import train
 from tl_crosscoder.types import BASE, TUNED
@@ -197,6 +198,12 @@ def test_an_edit_removes_from_a_model_what_it_has_there_alone():
     torch.testing.assert_close(specific, h[:, :, TUNED] - change)
     put = substitute(made, some, h[:, :, BASE])(h[:, :, TUNED])
     torch.testing.assert_close(put, h[:, :, BASE] + change)
+    studied, chosen = Dictionary(made), torch.zeros(D_SAE, dtype=torch.bool)
+    chosen[some] = True
+    codes = studied.codes(h.flatten(0, 1))
+    torch.testing.assert_close(studied.written(codes, chosen), change.flatten(0, 1))
+    added = studied.written(codes, chosen, additive=True)
+    torch.testing.assert_close(added, written[:, :, TUNED].flatten(0, 1))
 
 
 def test_what_writes_one_row_for_all_models_is_refused():

@@ -70,10 +70,14 @@ class Dictionary:
         additive: bool = False,
     ) -> Float[Tensor, "token d_in"]:
         """The change that ``latents`` (None: all) make; ``additive``: what they write into the tuned model, nothing taken off."""
-        more, less = codes
-        rows = self.rows if additive else self.change
-        total = _only(more, latents).decode(rows)
-        return total if less is None or additive else total - _only(less, latents).decode(rows)
+        more, less = _only(codes[0], latents), codes[1]
+        if additive:
+            return more.of_model(TUNED).decode(self.rows)
+        if more.gates is not None:  # each model chose for itself
+            base = more.of_model(BASE).decode(self.rows - self.change)
+            return more.of_model(TUNED).decode(self.rows) - base
+        total = more.decode(self.change)
+        return total if less is None else total - _only(less, latents).decode(self.change)
 
     def _strongest(self, codes: Codes, most: int | None) -> Codes:
         if most is None or codes.n_active <= most:
