@@ -7,6 +7,7 @@ import pytest
 
 from tests.report.report_data import HOSTILE, latent_table
 from tl_crosscoder.figures import NotDrawn, plots
+from tl_crosscoder.gates import NU_HIGH, NU_LOW, tuned_specific
 
 KL = pd.DataFrame({"condition": ["none", "top", "random"] * 2, "tokens": ["all"] * 3 + ["first 9"] * 3})
 KL = KL.assign(kl=[1, 0.5, 0.9, 3, 1, 2.5], ci_low=0.4, ci_high=[1.2, 0.6, np.nan, 3.5, 1.2, 2.8])
@@ -61,6 +62,20 @@ def test_a_value_outside_the_gates_does_not_pass_them():
     assert "passes both: 1" in texts(plots.nu_scatter(table).svg())
 
 
+def test_the_pictures_count_what_the_verdict_counts():
+    """A latent that fired on a few tokens only passes neither there nor here."""
+    table = latent_table(4).assign(
+        nu_error=[0.1, -0.15, 0.1, 0.1],
+        nu_recon=0.1,
+        n_fired=[100, 100, 99, 2000],
+        dead=False,
+        **{"class": "shared"},
+    )
+    assert tuned_specific(table).tolist() == [True, True, False, True]
+    assert "passes both: 3" in texts(plots.nu_scatter(table).svg())
+    assert "passes both ν gates: 3" in texts(plots.delta_norm_histogram(table).svg())
+
+
 def test_bars_are_labelled_with_their_values_and_a_missing_one_with_a_dash():
     shown = texts(FIGURES["kl"]())
     assert shown.count("0.5") >= 1 and "all tokens" in shown and "first 9 tokens" in shown
@@ -71,7 +86,7 @@ def test_bars_are_labelled_with_their_values_and_a_missing_one_with_a_dash():
 def test_the_brush_attributes_place_the_values_of_the_axes_in_the_drawing():
     svg = FIGURES["scatter"]()
     name, start, stop, low, high = ElementTree.fromstring(svg).attrib["data-x"].split()
-    assert (name, float(low), float(high)) == ("nu_recon", plots.NU_LOW, plots.NU_HIGH)
+    assert (name, float(low), float(high)) == ("nu_recon", NU_LOW, NU_HIGH)
     # The dashed gate at nu_recon = .5 lies where the attributes say it does.
     gate = float(start) + (0.5 - float(low)) / (float(high) - float(low)) * (float(stop) - float(start))
     lines = re.findall(r'd="M ([\d.]+) [\d.]+ \nL ([\d.]+) [\d.]+ \n"[^>]*stroke-dasharray', svg)

@@ -12,10 +12,11 @@ from tl_crosscoder.analysis.decoder_norms import DecoderNorms, mirror_pairs
 from tl_crosscoder.analysis.firing import Firing
 from tl_crosscoder.analysis.latent_scaling import LatentScaling
 from tl_crosscoder.analysis.reconstruction import Reconstruction
-from tl_crosscoder.analysis.table import latent_table, tuned_specific
+from tl_crosscoder.analysis.table import latent_table
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.difference import difference
 from tl_crosscoder.dictionary.synthetic import TRUE_BASE_PRESENCE, SyntheticPair
+from tl_crosscoder.gates import tuned_specific
 
 #: A concept is found where one latent's activation correlates with its strength at least so much.
 FOUND = 0.85

@@ -60,15 +60,3 @@ def ranked(table: pd.DataFrame, column: str) -> list[int]:
         )
     alive = table.loc[table["n_fired"].to_numpy() > 0, [column]].dropna()
     return alive.sort_values(column, ascending=False, kind="stable").index.tolist()
-
-
-def tuned_specific(
-    table: pd.DataFrame, *, nu_error: float = 0.2, nu_recon: float = 0.5, least: int = 100
-) -> pd.Series:
-    """True for latents that Latent Scaling finds absent from the base model: both ratios small, and enough firings to say so.
-
-    ``|nu| below the gate``: a negative ratio as large as a positive one is no evidence of absence.  Gates: Minder et al. 2025,
-    arXiv:2504.02922.  False where a ratio is undefined or the latent fired on fewer than ``least`` tokens.
-    """
-    small = (table["nu_error"].abs() < nu_error) & (table["nu_recon"].abs() < nu_recon)
-    return pd.Series((small & (table["n_fired"] >= least)).to_numpy(), index=table.index)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from tl_crosscoder.analysis.table import tuned_specific
+from tl_crosscoder.gates import tuned_specific
 from tl_crosscoder.studies.behaviour import BehaviourResult
 from tl_crosscoder.studies.substitution import SubstitutionResult
 

@@ -12,10 +12,16 @@ import pandas as pd
 from tl_crosscoder.figures.columns import class_key
 from tl_crosscoder.figures.drawing import BLUE, DARK, FAINT, INK, ORANGE, SOFT, Brushes, Drawing, NotDrawn
 from tl_crosscoder.figures.text import is_missing, number, visible
+from tl_crosscoder.gates import (
+    LEAST_FIRED,
+    NU_ERROR_GATE,
+    NU_HIGH,
+    NU_LOW,
+    NU_RECON_GATE,
+    tuned_specific,
+)
 
 CLASS_COLOURS = {"base-only": BLUE, "tuned-only": ORANGE, "shared": SOFT}
-#: Latent Scaling's gates for a truly tuned-only latent, and the range outside which a ratio means nothing (arXiv:2504.02922).
-NU_ERROR_GATE, NU_RECON_GATE, NU_LOW, NU_HIGH = 0.2, 0.5, -0.1, 2.0
 MAX_POINTS, MAX_STEPS, ABREAST = 3000, 600, 3
 
 
@@ -107,9 +113,8 @@ def nu_scatter(table: pd.DataFrame) -> Drawing:
         raise NotDrawn(f"no latent has nu_error and nu_recon within {NU_LOW} and {NU_HIGH}")
     gated = _gated(alive)
     others = np.flatnonzero(within & ~gated)
-    shown = np.append(
-        others[_spread(len(others), max(MAX_POINTS - int(gated.sum()), 0))], np.flatnonzero(gated)
-    )
+    passing = np.flatnonzero(within & gated)
+    shown = np.append(others[_spread(len(others), max(MAX_POINTS - len(passing), 0))], passing)
 
     def draw(figure: Any) -> Brushes:
         from matplotlib.colors import LinearSegmentedColormap
@@ -263,8 +268,11 @@ def _alive(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _gated(table: pd.DataFrame) -> np.ndarray:
-    error, recon = _floats(table, "nu_error"), _floats(table, "nu_recon")
-    return (error >= NU_LOW) & (error < NU_ERROR_GATE) & (recon >= NU_LOW) & (recon < NU_RECON_GATE)
+    """Without a column of firings all have enough."""
+    fired = {} if "n_fired" in table else {"n_fired": LEAST_FIRED}
+    return tuned_specific(
+        table.assign(nu_error=_floats(table, "nu_error"), nu_recon=_floats(table, "nu_recon"), **fired)
+    ).to_numpy()
 
 
 def _spread(count: int, most: int) -> np.ndarray:

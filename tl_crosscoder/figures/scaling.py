@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from tl_crosscoder.figures.drawing import BLUE, DARK, FAINT, INK, ORANGE, SOFT, Drawing, NotDrawn
-from tl_crosscoder.figures.plots import NU_ERROR_GATE, NU_HIGH, NU_LOW, NU_RECON_GATE
+from tl_crosscoder.gates import NU_ERROR_GATE, NU_HIGH, NU_LOW, NU_RECON_GATE
 
 MOST = 3000
 

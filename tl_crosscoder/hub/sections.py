@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from tl_crosscoder import __version__
-from tl_crosscoder.analysis.table import tuned_specific
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.figures.text import number
+from tl_crosscoder.gates import tuned_specific
 from tl_crosscoder.hub.first_token import first_token
 from tl_crosscoder.hub.markdown import code, link, plain, said, share
 from tl_crosscoder.hub.study import Study
