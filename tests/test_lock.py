@@ -3,10 +3,13 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 
+from tl_crosscoder import lock
 from tl_crosscoder.errors import InUse
 from tl_crosscoder.lock import NAME, alone_in
 
@@ -50,6 +53,31 @@ def test_a_killed_process_keeps_nobody_out_nor_do_its_children(tmp_path):
     with alone_in(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_of_two_threads_at_once_one_is_let_in(tmp_path, monkeypatch):
+    plain = lock._locked
+
+    def slow(path):
+        handle = plain(path)
+        time.sleep(0.05)  # long enough for the other to look
+        return handle
+
+    monkeypatch.setattr(lock, "_locked", slow)
+    inside, both = [], threading.Barrier(2)
+
+    def enter():
+        both.wait()
+        with suppress(InUse), alone_in(tmp_path):
+            inside.append(threading.current_thread())
+            time.sleep(0.2)
+
+    threads = [threading.Thread(target=enter) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(inside) == 1
 
 
 def test_one_process_is_not_let_in_twice(tmp_path):

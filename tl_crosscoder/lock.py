@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,8 +14,9 @@ from tl_crosscoder.errors import InUse
 NAME = ".lock"
 #: What file systems say that know no locks, as those of some clusters: there nobody is kept out.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-#: The folders of this process: the system would let it in a second time.
+#: The folders of this process: the system would let it in a second time, from another thread too.
 HELD: set[Path] = set()
+ONE_THREAD = threading.Lock()
 
 
 @contextmanager
@@ -25,16 +27,18 @@ def alone_in(folder: Path) -> Iterator[None]:
     leaves behind.
     """
     path = folder.resolve() / NAME
-    handle = _locked(path)
-    HELD.add(path)
+    with ONE_THREAD:
+        handle = _locked(path)
+        HELD.add(path)
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        HELD.discard(path)
-        path.unlink(missing_ok=True)
-        os.close(handle)
+        with ONE_THREAD:  # closing any handle of the file ends the lock of all
+            HELD.discard(path)
+            path.unlink(missing_ok=True)
+            os.close(handle)
 
 
 def _locked(path: Path) -> int:
