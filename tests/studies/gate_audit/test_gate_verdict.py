@@ -16,7 +16,9 @@ NEEDED = REAL | ASKED | {"effect": 0.4, "low": 0.3, "high": 0.5, "rank_p": 1 / 2
     [
         ("PASS", "was not asked", NEEDED),
         ("PASS", "do not need them", NEEDED | {"on_minus_off_low": 0.1}),
-        ("STABLE_NOT_CAUSAL", "suffer as much", NEEDED | {"on_minus_off_low": -0.1}),
+        ("STABLE_NOT_CAUSAL", "suffer too", NEEDED | {"on_minus_off_low": -0.1, "off_low": 0.05}),
+        # other prompts lose nothing that could be shown, but are too few to say so
+        ("UNDERPOWERED", "too few", NEEDED | {"on_minus_off_low": -0.1, "off_low": -0.1}),
         ("GATE_BROKEN", "1 latents", NEEDED | {"identity": 1}),
         ("UNDERPOWERED", "nothing to ask about", NEEDED | {"target": 0}),
         ("DISTRIBUTION_DRIFT", "no more than 3 times", NEEDED | {"noise": 10}),
@@ -42,8 +44,16 @@ NEEDED = REAL | ASKED | {"effect": 0.4, "low": 0.3, "high": 0.5, "rank_p": 1 / 2
         ("STABLE_NOT_CAUSAL", "needed more", REAL | ASKED | {"effect": -0.2, "high": -0.1, "mde": 0.3}),
         (
             "STABLE_NOT_CAUSAL",
-            "no effect of that size",
+            "less than 15% at most",
             REAL | ASKED | {"effect": 0.01, "low": -0.05, "high": 0.07},
+        ),
+        # an effect of .15 would have been found four times in five; one of .26 is still not excluded
+        ("UNDERPOWERED", "too few", REAL | ASKED | {"effect": 0.12, "low": -0.02, "high": 0.26}),
+        # five prompts on which nothing changed
+        (
+            "UNDERPOWERED",
+            "too few",
+            REAL | ASKED | {"effect": 0.0, "low": 0.0, "high": 0.0, "mde": 0.47, "harmless_p": 0.77},
         ),
         (
             "UNDERPOWERED",
@@ -51,7 +61,8 @@ NEEDED = REAL | ASKED | {"effect": 0.4, "low": 0.3, "high": 0.5, "rank_p": 1 / 2
             REAL | ASKED | {"effect": 0.1, "low": -0.1, "high": 0.3, "mde": 0.3},
         ),
         # larger than chance over prompts, but not than the other sets
-        ("UNDERPOWERED", "too few", REAL | ASKED | {"effect": 0.2, "low": 0.1, "high": 0.3, "mde": 0.3}),
+        ("UNDERPOWERED", "as much", REAL | ASKED | {"effect": 0.2, "low": 0.1, "high": 0.3, "mde": 0.3}),
+        ("UNDERPOWERED", "as much", REAL | ASKED | {"effect": 0.3, "low": 0.1, "high": 0.5}),
     ],
 )
 def test_the_word_follows_from_the_evidence(word, reason, evidence):

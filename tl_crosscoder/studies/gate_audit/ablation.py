@@ -175,7 +175,7 @@ def effects(rows: pd.DataFrame, margin: float, *, n_resamples: int = 10_000, see
     ``rank_p``: of the gated set's loss among the matched sets' losses.  ``equivalence_p`` within ``margin``, and
     ``harmless_p`` of the gated set with nothing; ``mde``: the
     smallest effect that so many prompts find four times in five.  McNemar compares with the majority of the matched sets.
-    ``off_effect`` and ``on_minus_off``: the effect on the other prompts, and how much larger it is on the task.
+    ``off_effect`` with ``off_low`` and ``on_minus_off``: the effect on the other prompts, and how much larger it is on the task.
     """
     task = rows.query("on_task")
     right = {kind: _grid(task, kind, "correct") for kind in (NONE, GATED, MATCHED, TURNED)}
@@ -210,6 +210,7 @@ def effects(rows: pd.DataFrame, margin: float, *, n_resamples: int = 10_000, see
         other = _grid(off, MATCHED, "correct").mean(0) - _grid(off, GATED, "correct")[0]
         low, high = gap_interval(gap, other, n_resamples=n_resamples, seed=seed)
         found |= {"n_off": len(other), "off_effect": float(other.mean())}
+        found["off_low"] = mean_interval(other, n_resamples=n_resamples, seed=seed)[0]
         found |= {"on_minus_off_low": low, "on_minus_off_high": high}
     return found
 

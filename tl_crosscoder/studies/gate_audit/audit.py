@@ -171,7 +171,17 @@ def _evidence(
     [again] = records(stability.query("latents == @judged"))
     nulls = [again[name] for name in ("p_rotation", "p_random")]
     nan = float("nan")
-    names = ("effect", "low", "high", "rank_p", "equivalence_p", "harmless_p", "mde", "on_minus_off_low")
+    names = (
+        "effect",
+        "low",
+        "high",
+        "rank_p",
+        "equivalence_p",
+        "harmless_p",
+        "mde",
+        "on_minus_off_low",
+        "off_low",
+    )
     return Evidence(
         target=counts["target"],
         identity=counts["identity"],

@@ -4,7 +4,7 @@
 GATE_BROKEN        latents pass where the two sides are the same
 DISTRIBUTION_DRIFT no more pass than with a difference without content, or another seed finds others: what any difference gives
 STABLE_NOT_CAUSAL  real and found again, and the task does not need them more than it needs others; an effect would have been seen
-UNDERPOWERED       nothing passed, nothing was asked, or an effect of that size could not have been seen
+UNDERPOWERED       nothing passed, nothing was asked, or an effect can neither be shown nor be excluded
 PASS               none of these: real, found again, and the task needs them in particular
 ================== =============================================================================================================
 """
@@ -26,7 +26,8 @@ class Evidence:
     Counts are of gated latents, pooled over seeds.  ``share, p_null``: of those of a ``kind`` found again, and the larger
     p of the two nulls, over ``n_pairs`` that could have been.  ``effect`` and on: of the ablation, NaN without a task, with
     the interval ``low, high``; ``harmless_p``: of "they are needed at all"; ``accuracy``: the unedited model's.
-    ``on_minus_off_low``: NaN without other prompts.
+    ``on_minus_off_low``: how much more the task loses than other prompts do, at least, and ``off_low``: what those lose, at
+    least; NaN without other prompts.
     """
 
     target: int
@@ -45,13 +46,15 @@ class Evidence:
     harmless_p: float = math.nan
     mde: float = math.nan
     on_minus_off_low: float = math.nan
+    off_low: float = math.nan
 
 
 def decide(found: Evidence, *, noise_factor: float = 3.0, detectable: float = 0.15) -> tuple[Word, list[str]]:
     """The word and its reasons, the deciding one last.
 
     ``noise_factor``: the target arm must have more than so many times the latents of the noise arm.  ``detectable``: an ablation
-    without effect counts as one where the minimum detectable effect is at most this, or the two are equivalent.
+    counts as one without effect where the two are equivalent, or where so small an effect would have been found and the interval
+    ends below it.
     """
     said: list[str] = []
     if found.identity:
@@ -80,17 +83,23 @@ def _causal(found: Evidence, said: list[str], detectable: float) -> tuple[Word, 
         return "UNDERPOWERED", [*said, "no task was given: whether anything needs them was not asked"]
     effect = (
         f"without them the model is right on {found.effect:.0%} fewer prompts than without matched latents "
-        f"(interval from {found.low:.0%}; effects from {found.mde:.0%} on would be found)"
+        f"(interval {found.low:.0%} to {found.high:.0%}; effects from {found.mde:.0%} on would be found)"
     )
     if found.low > 0 and found.rank_p <= ALPHA:
         if math.isnan(found.on_minus_off_low):
             return "PASS", [*said, effect, "whether other prompts need them as much was not asked"]
         if found.on_minus_off_low > 0:
             return "PASS", [*said, effect, "other prompts do not need them as much"]
-        return "STABLE_NOT_CAUSAL", [
+        if found.off_low > 0:
+            return "STABLE_NOT_CAUSAL", [
+                *said,
+                effect,
+                "but other prompts suffer too, not clearly less: no mechanism of this task",
+            ]
+        return "UNDERPOWERED", [
             *said,
             effect,
-            "but other prompts suffer as much: no mechanism of this task",
+            "too few prompts to tell it from what other prompts lose",
         ]
     if found.accuracy <= found.mde:
         seldom = f"the unedited model is right on only {found.accuracy:.0%}: a loss could not have been seen"
@@ -99,8 +108,11 @@ def _causal(found: Evidence, said: list[str], detectable: float) -> tuple[Word, 
         return "STABLE_NOT_CAUSAL", [*said, f"taking them out loses nothing (p {found.harmless_p:.2g})"]
     if found.equivalence_p <= ALPHA:
         return "STABLE_NOT_CAUSAL", [*said, f"{effect}: equivalent (p {found.equivalence_p:.2g})"]
-    if found.high <= 0:
+    if found.high < 0:
         return "STABLE_NOT_CAUSAL", [*said, f"{effect}: matched latents are needed more"]
-    if found.mde <= detectable:
-        return "STABLE_NOT_CAUSAL", [*said, f"{effect}: no effect of that size"]
+    if found.low > 0:
+        others = f"but some matched sets are needed as much (p {found.rank_p:.2g} of the rank): not these in particular"
+        return "UNDERPOWERED", [*said, effect, others]
+    if found.mde <= detectable and found.high < detectable:
+        return "STABLE_NOT_CAUSAL", [*said, f"{effect}: less than {detectable:.0%} at most"]
     return "UNDERPOWERED", [*said, f"{effect}: too few prompts to say that there is none"]
