@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -29,8 +30,11 @@ class StoredTensor:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """``write`` fills a temporary file; it is on disk, whole, before it takes its name.  If anything fails, it is gone."""
-    temporary = path.with_name(path.name + ".tmp")
+    """``write`` fills a temporary file; it is on disk, whole, before it takes its name.  If anything fails, it is gone.
+
+    Of several at once, such as two jobs with one cache, the last to finish stays.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         write(temporary)
         sync(temporary)
