@@ -130,6 +130,14 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch, causal):
     assert again.word == "PASS" and again.table.equals(causal.table)
 
 
+def test_kept_answers_are_marked_by_the_task_as_it_is_now(tmp_path, causal):
+    audited("causal", parts=tmp_path)
+    wrong = ExactMatch("letters", ASKED, tuple("?" for _ in ASKED))
+    again = audited("causal", task=wrong, parts=tmp_path)
+    assert causal.ablation["accuracy_none"] == 1 and again.ablation["accuracy_none"] == 0
+    assert again.ablation["log_prob_gated"] != causal.ablation["log_prob_gated"]
+
+
 @pytest.mark.parametrize("seeds", [(0,), (1, 1)])
 def test_one_seed_is_no_audit(seeds):
     with pytest.raises(ValueError, match="two seeds"):

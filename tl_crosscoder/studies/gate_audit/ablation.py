@@ -147,8 +147,8 @@ def outcomes(
     max_new_tokens: int,
     progress: bool,
 ) -> pd.DataFrame:
-    """One row a condition and prompt: ``condition`` (its number), ``kind, on_task, prompt, answer, correct``, and on the task
-    ``log_prob, kl``."""
+    """One row a condition and prompt: ``condition`` (its number), ``kind, on_task, prompt, answer``, and on the task ``log_prob,
+    kl``."""
     rows = []
     for on_task, asked in ((True, task), (False, off_task)):
         if asked is None or not len(asked.prompts):
@@ -162,10 +162,19 @@ def outcomes(
         for number, (condition, texts, values) in enumerate(zip(chosen, said, read, strict=True)):
             for prompt, answer in enumerate(texts):
                 about = {"condition": number, "kind": condition.kind, "on_task": on_task}
-                right = asked.correct(prompt, answer, said[0][prompt])
-                about |= {"prompt": asked.prompts[prompt], "answer": answer, "correct": right}
+                about |= {"prompt": asked.prompts[prompt], "answer": answer}
                 rows.append(about | dict(zip(("log_prob", "kl"), values[prompt].tolist(), strict=True)))
     return pd.DataFrame(rows)
+
+
+def marked(rows: pd.DataFrame, task: Task, off_task: Task | None) -> pd.DataFrame:
+    """The rows with ``correct``: what the task that each prompt is of says of the answer."""
+    number = rows.groupby(["condition", "on_task"]).cumcount()
+    places = list(zip(rows["condition"], rows["on_task"], number, rows["answer"], strict=True))
+    before = {(on_task, n): answer for condition, on_task, n, answer in places if condition == 0}
+    asked = {True: task, False: off_task}
+    right = [asked[on_task].correct(n, answer, before[on_task, n]) for _, on_task, n, answer in places]
+    return rows.assign(correct=right)
 
 
 def effects(rows: pd.DataFrame, margin: float, *, n_resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.studies.gate_audit.ablation import conditions, effects, outcomes
+from tl_crosscoder.studies.gate_audit.ablation import conditions, effects, marked, outcomes
 from tl_crosscoder.studies.gate_audit.arms import ARMS, arm
 from tl_crosscoder.studies.gate_audit.gates import Gate, count_table, measured
 from tl_crosscoder.studies.gate_audit.lexical import words_of
@@ -82,6 +82,7 @@ def gate_audit(
     for name in ARMS:
         there = arm(seen, name, seed=seed, noise=noise)
         about = {"gate": asdict(gate), "arm": name, "noise": noise, "tokens": max_tokens, "seed": seed}
+        about["held_out"] = held_out
         tables[name] = []
         for number in seeds:
             say(f"{name}, seed {number}")
@@ -102,14 +103,15 @@ def gate_audit(
         chosen, outside = conditions(first.crosscoder, tables["target"][0], first.gated, first.alive, **sets)
         how = {"part": part, "drop": drop, "max_new_tokens": max_new_tokens}
         kept = keep(
-            first.crosscoder, gated=first.gated, task=[task.name, *task.prompts], models=pair.fingerprint,
-            off_task=list(off_task.prompts) if off_task else [], sets=[n_matched, n_turned], part=part, tokens=max_new_tokens,
+            first.crosscoder, conditions=[[c.kind, c.latents] for c in chosen], models=pair.fingerprint,
+            task=[task.name, *task.prompts], gold=list(task.gold) if task.gold else None,
+            off_task=list(off_task.prompts) if off_task else [], part=part, tokens=max_new_tokens,
             drop=asdict(drop), seed=seed,
         )  # fmt: skip
         said = kept(
             "answers", lambda: records(outcomes(pair, task, off_task, chosen, progress=progress, **how))
         )
-        answers = pd.DataFrame(said).astype({"log_prob": float, "kl": float})
+        answers = marked(pd.DataFrame(said).astype({"log_prob": float, "kl": float}), task, off_task)
         ablation = {
             "task": task.name,
             "part": part,
