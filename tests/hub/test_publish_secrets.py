@@ -4,6 +4,8 @@ import getpass
 import json
 from pathlib import Path
 
+import pandas as pd
+import pyarrow.parquet
 import pytest
 
 import tl_crosscoder as tlc
@@ -49,6 +51,31 @@ def test_a_secret_is_found_wherever_it_stands(tmp_path, place):
     would = tlc.publish(run, "me/cc", license="mit", report=True, dry_run=True, metrics=metrics)
     [check] = would.refused
     assert "a Hugging Face token, hf_aB3…" in check.text
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"x": [TOKEN]},
+        {"x": pd.Categorical([TOKEN])},
+        {"x": [[TOKEN]]},
+        {"x": [{"said": TOKEN}]},
+        {"x": [TOKEN.encode()]},
+        {TOKEN: [1.0]},
+    ],
+    ids=["words", "categories", "lists", "mappings", "bytes", "the column's name"],
+)
+def test_a_secret_is_found_in_whatever_kind_of_column_it_stands(tmp_path, columns):
+    table = pd.DataFrame(columns).assign(number=1.5)
+    table.to_parquet(tmp_path / "t.parquet")
+    parquet = pyarrow.parquet.read_table(tmp_path / "t.parquet").replace_schema_metadata()
+    pyarrow.parquet.write_table(parquet, tmp_path / "t.parquet")  # the notes name the columns too
+    assert find_secrets(tmp_path) == ["t.parquet: a Hugging Face token, hf_aB3…"]
+
+
+def test_a_secret_is_found_in_the_name_of_a_file(tmp_path):
+    (tmp_path / f"{TOKEN}.txt").write_text("nothing")
+    assert find_secrets(tmp_path) == [f"{TOKEN}.txt: a Hugging Face token, hf_aB3…"]
 
 
 def test_nothing_is_published_through_a_link(hub, tmp_path):

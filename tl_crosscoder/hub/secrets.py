@@ -23,7 +23,9 @@ def find_secrets(folder: Path, allow: Sequence[str] = ()) -> list[str]:
         name = path.relative_to(folder).as_posix()
         for what, pattern in patterns.items():
             texts = {
-                hit[0].decode("utf-8", "replace") for part in _text(path) for hit in pattern.finditer(part)
+                hit[0].decode("utf-8", "replace")
+                for part in (name.encode(), *_text(path))
+                for hit in pattern.finditer(part)
             }
             found += [f"{name}: {what}, {_beginning(text)}" for text in sorted(texts - set(allow))]
     return found
@@ -63,19 +65,20 @@ def _user() -> str:
 
 
 def _text(path: Path) -> Iterator[bytes]:
-    """What a file says in words: of weights the header, of a table its strings and its notes, of anything else all."""
+    """What a file says in words: of weights the header, of a table all but its numbers, of anything else all."""
     if path.suffix == ".safetensors":
         with path.open("rb") as file:
             yield file.read(int.from_bytes(file.read(8), "little"))
     elif path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
+        from pyarrow import parquet, types
 
         table = parquet.read_table(path)
         yield b"\n".join(part for pair in (table.schema.metadata or {}).items() for part in pair)
-        for column in table.select(
-            [field.name for field in table.schema if str(field.type).endswith("string")]
-        ).columns:
-            yield "\n".join(str(value) for value in column.unique().to_pylist()).encode()
+        for field in table.schema:
+            kind = field.type
+            plain = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+            values = () if plain else {str(value) for value in table[field.name].to_pylist()}
+            yield "\n".join((field.name, *values)).encode()
     else:
         yield path.read_bytes()
 
