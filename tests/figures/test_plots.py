@@ -83,6 +83,12 @@ def test_bars_are_labelled_with_their_values_and_a_missing_one_with_a_dash():
     assert "75" in rates and "25" in rates and "–" in rates  # behaviour b was not asked of the base model
 
 
+def test_a_panel_with_nothing_to_count_says_so():
+    table = KL.assign(kl=[1, 0.5, 0.9, np.nan, np.nan, np.nan])
+    shown = texts(plots.kl_bars(table).svg())
+    assert shown.count("nothing to count") == 1 and not [text for text in shown if "1e" in text]
+
+
 def test_the_brush_attributes_place_the_values_of_the_axes_in_the_drawing():
     svg = FIGURES["scatter"]()
     name, start, stop, low, high = ElementTree.fromstring(svg).attrib["data-x"].split()

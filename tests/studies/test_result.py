@@ -48,7 +48,7 @@ def test_a_result_is_read_back_as_it_was_written():
 def test_a_panel_has_the_words_the_sentence_the_table_and_the_picture():
     panel = Weather(TABLE, 3.5, {}).panel("here", "in May")
     assert (panel.key, panel.title) == ("here", "Weather: in May")
-    assert panel.text == "What fell. The warmest day had 3.5 degrees."
+    assert (panel.text, panel.findings) == ("What fell.", ("The warmest day had 3.5 degrees.",))
     assert panel.table is not None and list(panel.table.index) == ["a", "b"]
     assert panel.figure is not None and panel.figure.startswith("<svg")
 

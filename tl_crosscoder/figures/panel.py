@@ -20,7 +20,8 @@ class Panel:
     """One section of the report's index page, in plain data.
 
     ``key`` names its anchor and its files (lower-case letters, digits and hyphens).  ``text`` is one or two sentences that say
-    what is seen.  ``figure`` is SVG text.  ``notes`` are caveats, printed small below.
+    what is seen.  ``findings`` stand above the evidence: what was found.  ``figure`` is SVG text.  ``notes`` are caveats, printed
+    small.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Panel:
     table: pd.DataFrame | None = None
     figure: str | None = None
     notes: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", self.key):

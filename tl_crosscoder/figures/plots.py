@@ -210,6 +210,12 @@ def _bar_panels(table: pd.DataFrame, label: str, limit: float | None = None) -> 
             axes.set_visible(False)
         for axes, name in zip(grid, names, strict=False):
             value, low, high = np.stack([found.get((name, c), np.full(3, np.nan)) for c in conditions], 1)
+            axes.set_title(textwrap.fill(visible(str(name)), 36))
+            axes.tick_params(axis="y", length=0)
+            if np.isnan(value).all():
+                axes.text(0.04, 0.5, "nothing to count", transform=axes.transAxes, fontsize=7.5)
+                axes.set_xticks([])
+                continue
             axes.barh(places, np.nan_to_num(value), height=0.6, color=colours, linewidth=0)
             axes.hlines(places, low, high, color=DARK, linewidth=1)
             tops = np.fmax(np.nan_to_num(value), np.nan_to_num(high))
@@ -218,9 +224,7 @@ def _bar_panels(table: pd.DataFrame, label: str, limit: float | None = None) -> 
                 axes.text(top + span * 0.03, place, number(float(here)), va="center", fontsize=7.5)
             axes.set_xlim(0, span * 1.2)
             axes.locator_params(axis="x", nbins=4)
-            axes.set_title(textwrap.fill(visible(str(name)), 36))
             axes.set_xlabel(label)
-            axes.tick_params(axis="y", length=0)
         grid[0].set_yticks(places, [visible(str(name)) for name in conditions])
         grid[0].invert_yaxis()
 

@@ -33,6 +33,7 @@ def panel_section(root: Path, panel: Panel) -> dict[str, Any]:
         "title": panel.title,
         "text": panel.text,
         "notes": panel.notes,
+        "findings": panel.findings,
         "figure": None,
         "table": None,
     }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tl_crosscoder.analysis.table import ranked
 from tl_crosscoder.dictionary.codes import Codes
+from tl_crosscoder.gates import NU_HIGH, NU_LOW
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokens import TokenBatch
@@ -20,7 +21,6 @@ from tl_crosscoder.studies.predictions import counted_predictions, log_probs
 from tl_crosscoder.studies.where import kept_tokens
 from tl_crosscoder.types import BASE, TUNED
 
-NU_RANGE = (-0.1, 2.0)
 DELTA_NORM_ABOVE, NU_ACT_BELOW = 0.7, (0.6, 0.3, 0.1)
 
 
@@ -182,7 +182,7 @@ def latent_sets(
 def _by_nu(specific: Any) -> list[int]:
     """Lowest rank(nu_error) + rank(nu_recon) first; ratios undefined or outside -.1 and 2 are left out."""
     nu = specific[["nu_error", "nu_recon"]]
-    kept = nu[((nu >= NU_RANGE[0]) & (nu <= NU_RANGE[1])).all(axis=1)]
+    kept = nu[((nu >= NU_LOW) & (nu <= NU_HIGH)).all(axis=1)]
     return kept.rank().sum(axis=1).sort_values(kind="stable").index.tolist()
 
 

@@ -53,8 +53,9 @@ class StudyResult(ABC):
         shown = self.table.set_index(list(self.index)) if self.index and len(self.table) else self.table
         title = f"{self.title}: {about}" if about else self.title
         said = self.verdict if isinstance(self.verdict, list) else [self.verdict]
-        text = " ".join([self.text, *said]) if self.says_verdict else self.text
-        return Panel(key or self.key, title, text, table=shown, notes=self.notes).drawn(self.plot)
+        findings = tuple(said) if self.says_verdict else ()
+        made = Panel(key or self.key, title, self.text, table=shown, notes=self.notes, findings=findings)
+        return made.drawn(self.plot)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: every field, tables as records, and the verdict."""

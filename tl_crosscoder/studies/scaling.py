@@ -83,6 +83,9 @@ class ScalingResult(StudyResult):
         if all(np.isfinite(list(known.values()))):
             told = " and ".join(f"{r:.2f} with that of the {w}" for w, r in known.items())
             text += f". Δnorm correlates {told} over {n['kept']:,} latents"
+        if n["dropped"]:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in n["dropped"].items())
+            text += f". Of {n['alive']:,} live latents {n['alive'] - n['kept']:,} have no usable ratios ({reasons})"
         return text + "."
 
     def plot(self) -> Drawing:

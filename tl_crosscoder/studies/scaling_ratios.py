@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-#: the paper's gates: a latent is specific to the probed model where both ratios are below
-GATES = {"nu_error": 0.2, "nu_recon": 0.5}
-#: outside this range a ratio is noise
-RANGE = (-0.1, 2.0)
+from tl_crosscoder.gates import NU_ERROR_GATE, NU_HIGH, NU_LOW, NU_RECON_GATE
+
+#: a latent is specific to the probed model where both ratios are below
+GATES = {"nu_error": NU_ERROR_GATE, "nu_recon": NU_RECON_GATE}
 TOO_FEW = 20  # shared latents below which the ends of their distribution are not known
 
 
@@ -28,7 +28,7 @@ def filtered(frame: Any, least: int) -> Any:
         "too few firings": frame["n_fired"] < least,
         "undefined": ratios.isna().any(axis=1),
         "negative beta": (own["error"] <= 0) | (own["recon"] <= 0),
-        "out of range": ((ratios < RANGE[0]) | (ratios > RANGE[1])).any(axis=1),
+        "out of range": ((ratios < NU_LOW) | (ratios > NU_HIGH)).any(axis=1),
     }
     dropped = pd.Series(np.select(list(reasons.values()), list(reasons), ""), index=frame.index)
     kept = ratios[dropped == ""]
