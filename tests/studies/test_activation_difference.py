@@ -163,6 +163,17 @@ def test_every_rate_stands_beside_random_directions_and_a_guard(steered):
     assert "odd_one" in steered.verdict[1]
 
 
+def test_kept_answers_are_those_to_the_prompts_that_are_asked_now(tmp_path):
+    pair = pair_with(direction())
+    for prompts in (("one",), ("two", "three")):
+        asked = Behaviour(name="a/b", keywords=("x",), heldout=prompts)
+        result = activation_difference(
+            pair, documents(9), [asked], drop=KEEP, n_controls=1, strengths=(0.5,), max_new_tokens=2, parts=tmp_path,
+            progress=False,
+        )  # fmt: skip
+        assert set(result.answers["prompt"]) == set(prompts)
+
+
 def test_a_result_comes_back_from_its_json_and_draws_itself(steered):
     again = StudyResult.from_dict(steered.to_dict())
     assert again.verdict == steered.verdict

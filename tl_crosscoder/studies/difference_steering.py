@@ -1,5 +1,7 @@
 """Answers while a fixed direction is added to the base model or taken from the tuned one, beside random directions of its norm."""
 
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -39,16 +41,14 @@ def steered_answers(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(n_controls, len(direction), generator=generator, dtype=torch.float64)
     vectors = [(DIFFERENCE, direction), *((RANDOM, v) for v in drawn)]
+    asked = hashlib.sha256(json.dumps(behaviour.heldout).encode()).hexdigest()[:16]
     strength = {norm: s for s, norm in norms.items()} | {0.0: 0.0}
     rows = []
     for way, (side, sign, _, _) in WAYS.items():
         for number, (name, vector) in enumerate(vectors):
             unit = (sign * vector / vector.norm()).float()
             at = [*norms.values()] + ([0.0] if number == 0 else [])
-            answers = kept(
-                f"{behaviour.name}-{side}-{number}".replace("_", "-"),
-                lambda s=side, v=unit, at=at: sweep.speak(s, v, at),
-            )
+            answers = kept(f"{asked}-{side}-{number}", lambda s=side, v=unit, at=at: sweep.speak(s, v, at))
             about = {"behaviour": behaviour.name, "how": way, "direction": name}
             rows += [about | answer | {"strength": strength[answer["strength"]]} for answer in answers]
     frame = pd.DataFrame(rows)
