@@ -56,11 +56,12 @@ def write(folder, name, tensors, config=None, config_name="config.json"):
 
 def dictionary_learning(
     folder, *, batch_topk=True, norm="CROSSCODER", normaliser=True, name="model.safetensors", buffers=True, prefix="", inputs=None,
-    dtype=torch.float64, config=None,
+    dtype=torch.float64, config=None, dead=(),
 ):  # fmt: skip
     """§3.1: encoder.weight (M, d, F), decoder.weight (M, F, d), and the buffers that came with the years."""
     n_in = M if inputs is None else len(inputs)
     E, b, W, c, mean, std = numbers((n_in, D, F), (F,), (M, F, D), (M, D), (M, D), (M, D))
+    W[:, list(dead)] = 0
     std, rms, threshold = std.abs() + 0.3, 2.0, 2.5
     s = rms / (std.square().sum(-1) + 1e-8).sqrt()
     tensors = {"encoder.weight": E, "encoder.bias": b, "decoder.weight": W, "decoder.bias": c}

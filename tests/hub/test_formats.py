@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tl_crosscoder.hub.load import load, origin
+from tl_crosscoder.hub.save import save
 
 dl = writers.dictionary_learning
 CASES = {
@@ -14,6 +15,7 @@ CASES = {
     "dictionary_learning BatchTopK without a normaliser": lambda p: dl(p, normaliser=False),
     "dictionary_learning SAE norm": lambda p: dl(p, norm="SAE"),
     "dictionary_learning MIXED norm": lambda p: dl(p, norm="MIXED"),
+    "dictionary_learning MIXED norm, a latent without decoders": lambda p: dl(p, norm="MIXED", dead=[3]),
     "dictionary_learning NONE norm": lambda p: dl(p, norm="NONE"),
     "dictionary_learning DECOUPLED norm": lambda p: dl(p, norm="DECOUPLED", normaliser=False),
     "dictionary_learning L1, DECOUPLED norm": lambda p: dl(p, norm="DECOUPLED", batch_topk=False),
@@ -62,6 +64,7 @@ def test_codes_and_reconstructions_are_those_of_the_source(tmp_path, case):
     assert not crosscoder.training
     assert torch.allclose(crosscoder.encode(x), acts, atol=1e-6)
     assert torch.allclose(crosscoder(x).recon, recon, rtol=1e-6, atol=1e-6)
+    assert torch.equal(load(save(crosscoder, tmp_path / "ours")).encode(x), crosscoder.encode(x))
     share = (acts > 0).double().mean()
     assert 0.02 < share < 0.98, "an example in which nothing or everything is active shows nothing"
 

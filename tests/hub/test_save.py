@@ -46,6 +46,28 @@ def test_save_and_load_are_bit_equal(tmp_path, sparsity, dtype):
     assert torch.equal(loaded(x).recon, saved(x).recon)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        (
+            "threshold",
+            torch.tensor(0.5),
+            "threshold is torch.float32 and W_dec torch.bfloat16.*crosscoder.to",
+        ),
+        ("threshold", torch.tensor(torch.nan, dtype=torch.bfloat16), "threshold holds NaN or Inf"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved_over_what_can(tmp_path, name, tensor, words):
+    saved = crosscoder(dtype=torch.bfloat16)
+    folder = save(saved, tmp_path / "c")
+    before = (folder / "model.safetensors").read_bytes()
+    setattr(saved.sparsity, name, tensor)
+    with pytest.raises(ValueError, match=words):
+        save(saved, folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    load(folder)
+
+
 def test_a_folded_crosscoder_keeps_its_units(tmp_path):
     folded, x = crosscoder().folded(), torch.randn(20, 2, 5)
     loaded = load(save(folded, tmp_path / "c"))

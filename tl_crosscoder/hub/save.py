@@ -23,7 +23,7 @@ from tl_crosscoder.hub.guard import check_header
 from tl_crosscoder.hub.room import told_of_room
 from tl_crosscoder.hub.sae_lens.artifact import FOLDER, fill, log_frequencies, refuse_other_files
 from tl_crosscoder.hub.sae_lens.thresholds import inexpressible, refuse_inexpressible
-from tl_crosscoder.hub.tensors import SafetensorsWeights, read
+from tl_crosscoder.hub.tensors import SafetensorsWeights, all_finite, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,8 @@ def save(
     """The directory, now holding the crosscoder; written beside it first, so that it is never half there.
 
     ``extra``: JSON to keep with it, such as the hook and the models.  An existing directory is replaced once the new one is
-    complete, and only if it holds nothing but a crosscoder (FileExistsError).
+    complete, and only if it holds nothing but a crosscoder (FileExistsError).  ValueError for weights of several dtypes and for NaN
+    and Inf, which nobody could load.
 
     ``sae_lens``: also write ``sae_lens/``, a folder that ``sae_lens.SAE.load_from_disk`` reads.  Its weights have the normaliser
     folded in, so that it is a second copy and doubles the size on disk.  None: wherever SAE-Lens can express the crosscoder;
@@ -66,6 +67,7 @@ def save(
     how often each latent fires.
     """
     directory = Path(directory).resolve()
+    _refuse_unreadable(crosscoder)
     if sae_lens:
         refuse_inexpressible(crosscoder)
     if directory.exists() and not directory.is_dir():
@@ -176,6 +178,19 @@ def _named(crosscoder: Crosscoder) -> dict[str, Tensor]:
 
 def _tensors(crosscoder: Crosscoder) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in _named(crosscoder).items()}
+
+
+def _refuse_unreadable(crosscoder: Crosscoder) -> None:
+    """Raise ValueError for what ``load`` would not read back: better now than when the original is gone."""
+    state = crosscoder.state_dict()
+    dtype = crosscoder.W_dec.dtype
+    for name, tensor in state.items():
+        if tensor.dtype != dtype:
+            raise ValueError(
+                f"{name} is {tensor.dtype} and W_dec {dtype}, and a file has one dtype; crosscoder.to({dtype}) first"
+            )
+        if not all_finite(tensor):
+            raise ValueError(f"{name} holds NaN or Inf, so that nobody could use what would be saved")
 
 
 def _outside(name: str) -> str:

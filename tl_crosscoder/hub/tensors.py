@@ -69,7 +69,7 @@ class SafetensorsWeights:
             straight = target.is_contiguous() and target.dtype == self.dtype(name)
             source = target if straight else _room(room, target.shape, self.dtype(name))
             self._fill(file, start, source)
-            if finite and source.is_floating_point() and not _finite(source):
+            if finite and source.is_floating_point() and not all_finite(source):
                 raise CorruptFile(f"{self.path}: {name!r} holds NaN or Inf")
             if not straight:
                 put(target, source)
@@ -113,7 +113,7 @@ class GivenWeights:
 
     def read_into(self, name: str, into: Tensor, *, finite: bool = True) -> None:
         source = self.tensors[name]
-        if finite and source.is_floating_point() and not _finite(source):
+        if finite and source.is_floating_point() and not all_finite(source):
             raise CorruptFile(f"{self.path}: {name!r} holds NaN or Inf")
         into.copy_(source)
 
@@ -130,7 +130,7 @@ def put(target: Tensor, source: Tensor) -> None:
         columns[start : start + COLUMNS] = rows[:, start : start + COLUMNS].T
 
 
-def _finite(tensor: Tensor) -> bool:
+def all_finite(tensor: Tensor) -> bool:
     """A sum is NaN or Inf where a number is; where it merely overflows, every number is asked."""
     flat = tensor.reshape(-1)
     return all(bool(part.sum().isfinite()) or bool(part.isfinite().all()) for part in flat.split(1 << 20))

@@ -154,7 +154,9 @@ class DictionaryLearning(Format):
                 return made
 
             if norm == "MIXED":
-                sparsity = Threshold.of(stated[0] / _mixed(contents, parts.dec))
+                # a latent without decoders is never active: infinity is no number for a file
+                never = torch.finfo(parts.dec.dtype).max
+                sparsity = Threshold.of((stated[0] / _mixed(contents, parts.dec)).clamp_max(never))
             else:
                 sparsity = PerModel(tuple(map(above, stated))) if norm == "DECOUPLED" else above(stated[0])
         mean = scale = None
