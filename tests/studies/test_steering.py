@@ -1,6 +1,8 @@
 """A pair whose whole difference is one direction on one token: adding or subtracting it must move the answers over."""
 
+import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from tl_crosscoder.studies import StudyResult
 from tl_crosscoder.studies.judge import Verdict
 from tl_crosscoder.studies.pushes import pushes
 from tl_crosscoder.studies.steering import steering
+from tl_crosscoder.studies.steering_table import stopped
 from tl_crosscoder.studies.sweep import Sweep, nll
 
 PROMPT = (
@@ -117,6 +120,20 @@ def test_controls_have_the_norm_of_their_target_and_a_set_is_the_sum(planted):
     torch.testing.assert_close(difference.vector, crosscoder.raw_rows()[0, 1] - crosscoder.raw_rows()[0, 0])
 
 
+def test_latents_that_write_no_difference_are_no_controls_of_one(planted):
+    _, crosscoder = planted  # latents 1 to 7 write the same into both models
+    made = pushes(crosscoder, table(), [0], part="difference", n_controls=2, seed=0)
+    assert [p.kind for p in made] == ["latents", *["random directions"] * 2]
+    other = copy.deepcopy(crosscoder)
+    with torch.no_grad():
+        other.W_dec[5, 1] += 1
+    made = pushes(other, table(), [0], part="difference", n_controls=2, seed=0)
+    drawn = [p.vector for p in made if p.kind == "random latents"]
+    for v in drawn:
+        torch.testing.assert_close(v / v.norm(), torch.full((16,), 0.25), atol=1e-6, rtol=1e-5)
+    assert len(drawn) == 2
+
+
 def test_perplexity_is_that_of_a_loop_over_the_answers_tokens(planted):
     pair, _ = planted
     sweep = Sweep(
@@ -170,6 +187,31 @@ def test_what_the_judge_could_not_judge_is_counted_apart(planted):
     assert result.table["rate"].isna().all() and (result.table["n"] == 0).all()
     assert (result.table["n_unjudged"] > 0).all() and set(result.answers["judge_said"]) == {"who knows"}
     assert "could not be judged" not in result.verdict[0] and "no answer could be judged" in result.verdict[0]
+
+
+def test_what_a_judge_left_out_is_neither_shown_nor_gone(result):
+    answers = result.answers.copy()
+    control = (answers["kind"] != "latents") & (answers["side"] == "tuned")
+    answers["shown"] = answers["shown"].mask(control & (answers["strength"] == 1), pd.NA)
+    answers.loc[control, "coherent"] = True
+    one = control & (answers["draw"] == 1) & (answers["strength"] == -1)
+    answers.loc[control, "shown"] = answers.loc[control, "shown"].mask(~one & answers["shown"].notna(), True)
+    answers.loc[one, "shown"] = False
+    gone = stopped(answers)
+    for (_, _, side, _, kind, strength), figures in gone.items():
+        if side == "tuned" and kind != "latents":
+            assert figures == ((0.5, 1.0) if strength == -1 else (0.0, 0.0))
+            assert strength != 1  # nothing was judged
+    sentence = replace(result, answers=answers).verdict[0]
+    assert (
+        "with controls in at most 100%" in sentence
+    )  # one draw of two: the best single one, as for what is shown
+
+
+def test_where_the_unsteered_answers_could_not_be_judged_nothing_is_said(result):
+    answers = result.answers.copy()
+    answers["shown"] = answers["shown"].mask(answers["target"] == "none", pd.NA)
+    assert "could be judged" in replace(result, answers=answers).verdict[0]
 
 
 def test_without_a_behaviour_the_answers_are_given_and_nothing_is_judged(planted):

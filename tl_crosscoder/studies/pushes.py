@@ -40,6 +40,8 @@ def pushes(
 ) -> list[Push]:
     """Each latent, all together, and ``n_controls`` of each kind for each, drawn anew and scaled to its norm.
 
+    Latents that write nothing of the ``part`` (tied decoders have no difference) are no controls; where too few others are left
+    for a set, there are random directions alone.
     Raises ValueError for latents that never fired, or that write nothing.
     """
     raw = crosscoder.raw_rows().detach().float().cpu()
@@ -59,6 +61,9 @@ def pushes(
         return (largest[ids, None] * rows[ids]).sum(0)
 
     made: list[Push] = []
+    live = table.index[table["n_fired"].to_numpy() > 0]
+    mute = [j for j in live.tolist() if not rows[j].any()]
+    n_free = len(set(live) - {*mute, *latents})
     for number, (name, ids) in enumerate(targets.items()):
         vector = written(ids)
         size = vector.norm()
@@ -68,11 +73,18 @@ def pushes(
             )
             raise ValueError(f"{name} writes nothing into {where}: there is no direction to steer along.")
         made.append(Push(name, LATENTS, 0, vector, float(largest[ids[0]]) if len(ids) == 1 else math.nan))
-        draws = matched_random(table, ids, n_draws=n_controls, seed=seed + number, exclude=latents)
+        draws = (
+            matched_random(
+                table, ids, n_draws=n_controls, seed=seed + number, exclude=sorted({*latents, *mute})
+            )
+            if n_free >= len(ids)
+            else []
+        )
         generator = torch.Generator().manual_seed(seed + number)
-        for draw, others in enumerate(draws):
+        for draw in range(n_controls):
             free = torch.randn(len(vector), generator=generator)
-            for kind, v in ((RANDOM_LATENTS, written(others)), (RANDOM_DIRECTIONS, free)):
+            others = [(RANDOM_LATENTS, written(draws[draw]))] if draws else []
+            for kind, v in (*others, (RANDOM_DIRECTIONS, free)):
                 made.append(Push(name, kind, draw, v / v.norm() * size))
     return made
 

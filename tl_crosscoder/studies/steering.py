@@ -10,7 +10,7 @@ A rate alone misleads: strong steering yields junk that holds the keyword.  So e
 answers that the two give without steering.  Beside it stands the perplexity of ordinary text under the *steered* model."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -32,7 +32,7 @@ from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.pushes import LATENTS, Push, digest, pushes
 from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.result import StudyResult
-from tl_crosscoder.studies.steering_table import Row, answer_rows, summarise
+from tl_crosscoder.studies.steering_table import KEYS, Row, answer_rows, stopped, summarise
 from tl_crosscoder.studies.sweep import SIDES, Answer, Sweep
 
 STRENGTHS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)
@@ -82,38 +82,42 @@ class SteeringResult(StudyResult):
 
     @property
     def verdict(self) -> list[str]:
-        """For each behaviour: the best that any target did in each model, at whatever strength, beside the best of its controls."""
+        """For each behaviour: the best that any target did in each model, at whatever strength, beside the best single control."""
         return [self._sentence(name) for name in self.table["behaviour"].unique()]
 
     def _sentence(self, behaviour: str) -> str:
-        mine = [row for row in records(self.table) if row["behaviour"] == behaviour]
-        if all(row["rate"] is None for row in mine):
-            return f"{behaviour}: no answer could be judged; read the answers."
-        own = mine[0]["prompts"]  # its held-out prompts, where it has some
+        gone = stopped(self.answers)
+        mine = [
+            row | {"stopped": gone[key][0], "most_stopped": gone[key][1]}
+            for row in records(self.table)
+            if row["behaviour"] == behaviour and (key := tuple(row[name] for name in KEYS)) in gone
+        ]
+        own = "heldout" if any(row["prompts"] == "heldout" for row in mine) else "open"
         base, tuned = (
             _Side([row for row in mine if (row["prompts"], row["side"]) == (own, s)]) for s in SIDES
         )
-        installed, stopped = base.best(_coherent), tuned.best(_stopped)
+        if not (base.complete and tuned.complete):
+            return f"{behaviour}: no answer could be judged, or too few; read the answers."
+        installed, best = base.best("rate_coherent"), tuned.best("stopped")
         got = (
-            f"steered with {installed['target']} at {installed['strength']:g} in {_coherent(installed):.0%} "
+            f"steered with {installed['target']} at {installed['strength']:g} in {installed['rate_coherent']:.0%} "
             f"({installed['rate']:.0%} with the incoherent ones)"
         )
-        gain = _coherent(installed) > base.plain(_coherent)
+        gain = installed["rate_coherent"] > base.plain["rate_coherent"]
         said = (
-            f"{behaviour}, on its {own} prompts: the base model shows it in {base.plain(_coherent):.0%} of its answers, "
+            f"{behaviour}, on its {own} prompts: the base model shows it in {base.plain['rate_coherent']:.0%} of its answers, "
             f"coherent ones only; {got if gain else 'with no target at any strength in more'}, controls at any "
             f"strength in at most {base.control('most'):.0%}; "
-            f"the tuned model shows it in {tuned.plain(_coherent):.0%} and gives another coherent answer in "
-            f"{tuned.plain(_stopped):.0%}; steered with {stopped['target']} at {stopped['strength']:g} it gives one in "
-            f"{_stopped(stopped):.0%}, with controls in at most {tuned.control_by(_stopped):.0%}"
+            f"the tuned model shows it in {tuned.plain['rate_coherent']:.0%} and gives another coherent answer in "
+            f"{tuned.plain['stopped']:.0%}; steered with {best['target']} at {best['strength']:g} it gives one in "
+            f"{best['stopped']:.0%}, with controls in at most {tuned.control('most_stopped'):.0%}"
         )
         for side in SIDES if own == "heldout" else ():
             opened = _Side([row for row in mine if (row["prompts"], row["side"]) == ("open", side)])
-            if opened.rows:
-                best = opened.best(_coherent)
+            if opened.complete:
                 said += (
-                    f"; on open prompts {side} shows it in at most {_coherent(best):.0%}, with controls "
-                    f"{opened.control('most'):.0%}"
+                    f"; on open prompts {side} shows it in at most {opened.best('rate_coherent')['rate_coherent']:.0%}, "
+                    f"with controls {opened.control('most'):.0%}"
                 )
         return said + "."
 
@@ -138,35 +142,29 @@ class SteeringResult(StudyResult):
         return strength_curves(self.table)
 
 
-def _coherent(row: Row) -> float:
-    """The share of answers that show it and are coherent."""
-    return -1.0 if row["rate_coherent"] is None else row["rate_coherent"]
-
-
-def _stopped(row: Row) -> float:
-    """The share of answers that are coherent and do not show it."""
-    return row["coherent"] - _coherent(row)
-
-
 @dataclass(frozen=True)
 class _Side:
-    """The rows of one model on one kind of prompts."""
+    """The judged rows of one model on one kind of prompts."""
 
     rows: list[Row]
 
-    def plain(self, figure: Callable[[Row], float]) -> float:
-        return next(figure(row) for row in self.rows if row["target"] == "none")
+    @property
+    def complete(self) -> bool:
+        """The unsteered model, a target and a control were judged."""
+        kinds = {"plain" if row["target"] == "none" else row["kind"] == LATENTS for row in self.rows}
+        return len(kinds) == 3
 
-    def best(self, figure: Callable[[Row], float]) -> Row:
+    @property
+    def plain(self) -> Row:
+        return next(row for row in self.rows if row["target"] == "none")
+
+    def best(self, figure: str) -> Row:
         """The steered row in which a figure is highest, the gentlest of equals."""
         steered = [row for row in self.rows if row["kind"] == LATENTS and row["target"] != "none"]
-        return max(steered, key=lambda row: (figure(row), -abs(row["strength"])))
+        return max(steered, key=lambda row: (row[figure], -abs(row["strength"])))
 
-    def control(self, column: str) -> float:
-        return self.control_by(lambda row: row[column] if row[column] is not None else -1.0)
-
-    def control_by(self, figure: Callable[[Row], float]) -> float:
-        return max(figure(row) for row in self.rows if row["kind"] != LATENTS)
+    def control(self, figure: str) -> float:
+        return max(row[figure] for row in self.rows if row["kind"] != LATENTS)
 
 
 def steering(

@@ -40,6 +40,19 @@ def summarise(answers: pd.DataFrame, made: list[Push], typical: dict[Any, float]
     return pd.DataFrame(rows)
 
 
+def stopped(answers: pd.DataFrame) -> dict[tuple[Any, ...], tuple[float, float]]:
+    """By ``KEYS``: of the judged answers the share that is coherent and does not show the behaviour, and its highest single draw.
+
+    Without a judged answer there is no entry.
+    """
+    judged: Any = answers[answers["shown"].notna().to_numpy(bool)]
+    gone = judged["coherent"].to_numpy(bool) & ~judged["shown"].to_numpy(bool)
+    each = judged.assign(gone=gone).groupby([*KEYS, "draw"], sort=False)["gone"].agg(["sum", "count"])
+    by_target = each.assign(share=each["sum"] / each["count"]).groupby(level=KEYS, sort=False)
+    pooled = by_target["sum"].sum() / by_target["count"].sum()
+    return {key: (float(pooled[key]), float(most)) for key, most in by_target["share"].max().items()}
+
+
 def _rates(group: pd.DataFrame) -> Row:
     judged = group["shown"].notna().to_numpy(bool)
     shown, coherent = group["shown"].fillna(False).to_numpy(bool), group["coherent"].to_numpy(bool)
