@@ -8,7 +8,19 @@ from tl_crosscoder.studies.predictions import counted_predictions, first_of_each
 def test_first_of_each_run_counts_every_turn_anew():
     where = torch.tensor([[0, 1, 1, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0, 1, 1]]).bool()
     want = torch.tensor([[0, 1, 1, 0, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0, 1, 1]]).bool()
-    assert torch.equal(first_of_each_run(where, 2), want)
+    assert torch.equal(first_of_each_run(where, where, 2), want)
+
+
+def test_a_token_left_out_of_a_turn_does_not_begin_another():
+    said = [("user", "a"), ("assistant", "0123456789ABCDEF")]
+    corpus = Corpus.from_chats([[{"role": r, "content": c} for r, c in said]], byte_tokenizer())
+    batch = corpus.batch([0])
+    kept = batch.attention_mask.clone()
+    kept[0, 10] = False  # an attention sink in the middle of the answer
+    counted = counted_predictions(batch, kept)
+    first = counted["first 9"][0].nonzero()[:, 0].tolist()
+    assert first == [4, 5, 6, 7, 8, 9, 11, 12, 13]
+    assert counted["rest"][0].nonzero()[:, 0].tolist() == [*range(14, 21)]
 
 
 def test_the_first_nine_of_a_chat_written_by_hand():

@@ -24,18 +24,21 @@ def counted_predictions(
     next_is_assistant = torch.cat([batch.assistant[:, 1:], nothing], 1)
     next_exists = torch.cat([batch.attention_mask[:, 1:], nothing], 1)
     chat = batch.assistant.any(-1, keepdim=True)
-    every = where & torch.where(chat, next_is_assistant, next_exists)
-    begin = first_of_each_run(every, FIRST + published)
+    turns = torch.where(chat, next_is_assistant, next_exists)
+    every = where & turns
+    begin = first_of_each_run(every, turns, FIRST + published)
     first = begin & ~batch.template if published else begin
     return {"all": every, f"first {FIRST}": first, "rest": every & ~begin}
 
 
-def first_of_each_run(where: Bool[Tensor, "seq pos"], n: int) -> Bool[Tensor, "seq pos"]:
-    """The first ``n`` positions of each contiguous run."""
-    out, run = torch.zeros_like(where), torch.zeros(len(where), dtype=torch.long, device=where.device)
+def first_of_each_run(
+    where: Bool[Tensor, "seq pos"], runs: Bool[Tensor, "seq pos"], n: int
+) -> Bool[Tensor, "seq pos"]:
+    """The first ``n`` positions in ``where`` of each contiguous run of ``runs``: what is missing inside a run begins no other."""
+    out, count = torch.zeros_like(where), torch.zeros(len(where), dtype=torch.long, device=where.device)
     for p in range(where.shape[1]):
-        run = torch.where(where[:, p], run + 1, 0)
-        out[:, p] = where[:, p] & (run <= n)
+        count = torch.where(runs[:, p], count + where[:, p], 0)
+        out[:, p] = where[:, p] & runs[:, p] & (count <= n)
     return out
 
 
