@@ -1,9 +1,11 @@
 """Logit differences attributed to latents, against a head that is linear, against finite differences, and through every library."""
 
 import copy
+import math
 from importlib.metadata import version
 from importlib.util import find_spec
 
+import pandas as pd
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from tests.models.tiny_models import bridged, hooked, tiny_llama_model, traced, 
 from tl_crosscoder import BASE, TUNED, BatchTopK, Crosscoder, Drop, Init, ModelPair, ablate
 from tl_crosscoder.errors import ShapeMismatch
 from tl_crosscoder.models.tokens import TokenBatch
-from tl_crosscoder.studies.attribution import attribution
+from tl_crosscoder.studies.attribution import AttributionResult, attribution
 
 EVERY = Drop(first=False, special=False, sinks=None)
 SEES = {"bridge": bridged, "nnsight": traced} | (
@@ -124,6 +126,21 @@ def test_the_parts_add_up_and_are_drawn_and_read_back():
     assert totals.loc["tuned", "latents"] == pytest.approx(result.table["gradient_tuned"].sum(), rel=1e-6)
     assert "logit" in result.verdict and result.plot().svg().startswith("<svg")
     assert type(result).from_dict(result.to_dict()).verdict == result.verdict
+
+
+def test_the_latent_that_counts_most_in_the_tuned_model_is_named_where_another_counts_more_in_base():
+    table = pd.DataFrame(
+        {
+            "latent": [7, 3],
+            "gradient_base": [5.0, 0.1],
+            "gradient_tuned": [0.01, -2.0],
+            "exact_base": [4.0, math.nan],
+            "exact_tuned": [0.02, math.nan],
+        }
+    )
+    totals = pd.DataFrame({"model": ["base", "tuned"], "logit_difference": [1.0, 2.0], "total": [1.0, 2.0]})
+    said = AttributionResult(table, totals.assign(latents=1.5, error=0.1, bias=0.4)).verdict
+    assert "latent 3 the most: -2 by gradient." in said
 
 
 def test_a_wrong_number_of_ids_is_refused_before_anything_runs():

@@ -60,11 +60,16 @@ class AttributionResult(StudyResult):
         said = f"The logits differ by {clean['base']:.3g} in the base model and {clean['tuned']:.3g} in the tuned one"
         if self.table.empty:
             return f"{said}; no latent was active."
-        first = self.table.iloc[0]
+        first = self.table.loc[self.table["gradient_tuned"].abs().idxmax()]
         share = totals.loc["tuned", "latents"]
+        exact = (
+            f", {first['exact_tuned']:.3g} when ablated"
+            if first["exact_tuned"] == first["exact_tuned"]
+            else ""
+        )
         return (
             f"{said}; in the tuned model latents hold {share:.3g} of its first-order {totals.loc['tuned', 'total']:.3g}, latent "
-            f"{int(first['latent'])} the most: {first['gradient_tuned']:.3g} by gradient, {first['exact_tuned']:.3g} when ablated."
+            f"{int(first['latent'])} the most: {first['gradient_tuned']:.3g} by gradient{exact}."
         )
 
     def plot(self) -> Drawing:
