@@ -28,11 +28,12 @@ class Coactivation:
         self.counts = np.zeros(len(pairs) * BINS**2, dtype=np.int64)
         self.tokens = 0
 
-    def update(self, codes: Codes) -> None:
-        """Look at one batch of codes."""
+    def update(self, codes: Codes, of_second: Codes | None = None) -> None:
+        """Look at one batch of codes; ``of_second``: what the second latents' are read off, if not the same."""
         self.tokens += len(codes)
         acts = sparse.csc_matrix(csr(codes))
-        first, second = (self._binned(acts, side) for side in (0, 1))
+        others = acts if of_second is None or of_second is codes else sparse.csc_matrix(csr(of_second))
+        first, second = self._binned(acts, 0), self._binned(others, 1)
         both = cast(
             sparse.csc_matrix, BINS * first + second
         )  # not 0 where one of the two is in a bin above the first

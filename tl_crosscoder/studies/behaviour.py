@@ -241,7 +241,7 @@ def firing_on(crosscoder: Crosscoder, pair: ModelPair, answers: Corpus) -> pd.Da
             codes = crosscoder.encode_sparse(acts[batch.assistant.to(acts.device)].float())
         tokens += len(codes)
         count.index_add_(0, codes.latents.cpu(), torch.ones(len(codes.latents), dtype=torch.float64))
-        total.index_add_(0, codes.latents.cpu(), codes.values.double().cpu())
+        total.index_add_(0, codes.latents.cpu(), codes.of_model(TUNED).values.double().cpu())
     norms = crosscoder.raw_rows().detach()[:, TUNED].norm(dim=-1).double().cpu()
     return pd.DataFrame({"frequency": (count / tokens).numpy(), "mass": (total / tokens * norms).numpy()})
 

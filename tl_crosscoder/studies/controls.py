@@ -9,6 +9,13 @@ from jaxtyping import Float
 NEIGHBOURS = 25  # each match is drawn from this many latents nearest in magnitude
 
 
+def written_magnitude(table: pd.DataFrame) -> Float[np.ndarray, " d_sae"]:
+    """``E[f_j] ‖d_j^tuned‖``: how much each latent writes into the tuned model, over all tokens; NaN where it never fired."""
+    apart = "tuned_mass" in table  # each model chose for itself
+    mass = table["tuned_mass"] if apart else table["mean_act"] * table["frequency"]
+    return (mass * table["norm_tuned"]).to_numpy(float)
+
+
 def matched_random(
     table: pd.DataFrame, latents: Sequence[int], *, n_draws: int, seed: int, exclude: Sequence[int] = ()
 ) -> list[list[int]]:
@@ -17,14 +24,16 @@ def matched_random(
 
     Drawn without replacement from the live latents outside ``latents`` and ``exclude``.  Matching on magnitude
     keeps a control from failing only because it is quieter."""
-    magnitude = (table["mean_act"] * table["frequency"] * table["norm_tuned"]).to_numpy(float)
+    magnitude = written_magnitude(table)
     magnitude = np.log(magnitude, where=magnitude > 0, out=np.full(len(table), np.nan))
     magnitude[table["n_fired"].to_numpy() == 0] = np.nan
     place = {int(latent): i for i, latent in enumerate(table.index)}
     wanted = magnitude[[place[j] for j in latents]]
     if np.isnan(wanted).any():
         silent = [j for j in latents if np.isnan(magnitude[place[j]])]
-        raise ValueError(f"latents {silent} never fired: nothing can be matched to them.")
+        raise ValueError(
+            f"latents {silent} never fired, or write nothing into the tuned model: nothing can be matched to them."
+        )
     free = magnitude.copy()
     free[[place[j] for j in {*latents, *exclude}]] = np.nan
     if (n_free := int(np.isfinite(free).sum())) < len(wanted):

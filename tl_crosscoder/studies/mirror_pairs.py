@@ -30,6 +30,7 @@ from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.weights import weights_sha256
+from tl_crosscoder.types import BASE, TUNED
 
 GATES = {"only": 0.9, "leaning": 0.6}  # tuned: delta_norm above; base: below one minus it
 WIDEST = "leaning"  # the gate whose pairs are looked at
@@ -217,7 +218,7 @@ def _histograms(
         with evaluating(crosscoder):
             codes = crosscoder.encode_sparse(x.to(crosscoder.W_dec.device, crosscoder.W_dec.dtype))
         for each in together:
-            each.update(codes)
+            each.update(codes.of_model(TUNED), codes.of_model(BASE))
     return together[0].histograms, together[1].histograms
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.studies.controls import written_magnitude
 from tl_crosscoder.types import TUNED
 
 CALIPER, NEAREST = 0.1, 5
@@ -21,7 +22,7 @@ def matched_sets(
     Greedily, in random order: among what is left within .1 (log10) of a member's mean written magnitude E[f] ‖d_tuned‖, one of the
     five nearest in frequency; where nothing is within, the nearest in magnitude.  Raises ValueError where the pool is too small.
     """
-    magnitude = (table["mean_act"] * table["frequency"] * table["norm_tuned"]).to_numpy(float)
+    magnitude = written_magnitude(table)
     frequency = table["frequency"].to_numpy(float)
     place = {int(j): i for i, j in enumerate(table.index)}
     own = [place[int(j)] for j in gated]
