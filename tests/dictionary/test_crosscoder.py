@@ -365,6 +365,29 @@ def test_the_start_is_drawn_on_the_cpu_whatever_the_default_device():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_crosscoders_of_the_same_parts_do_not_change_one_another():
+    sparsity, units, x = BatchTopK(3), normalizer(), draw(dtype=torch.float32)
+    one, other = (Crosscoder(D_IN, D_SAE, sparsity, normalizer=units) for _ in range(2))
+    one.sparsity.threshold.fill_(0.4)
+    one.eval()
+    codes = one.encode(x)
+    other(7 * x)  # trains its threshold
+    few = one.restricted(torch.arange(3))
+    for changed in (other, few):
+        changed.double()
+    assert one.sparsity.threshold == 0.4
+    assert torch.equal(one.encode(x), codes)
+    assert sparsity.threshold == -1 and units.mean.dtype == normalizer().mean.dtype
+
+
+def test_it_tells_its_sizes():
+    said = repr(Crosscoder(D_IN, D_SAE, BatchTopK(3, k_max=6, k_anneal_steps=9), encoder="mean"))
+    assert f"d_in={D_IN}, d_sae={D_SAE}, n_models=2, code_norm='sum', encoder='mean'\n" in said
+    assert "BatchTopK(k=3, k_max=6, k_anneal_steps=9, threshold_start=0.5, threshold_decay=0.99)" in said
+    apart = Crosscoder(D_IN, D_SAE, BatchTopK(3), code_norm="decoupled")
+    assert "code_norm='decoupled'" in repr(apart) and repr(apart).count("BatchTopK(k=3") == 2
+
+
 def test_the_parts_of_a_crosscoder_come_to_its_device():
     parts = BatchTopK(3), normalizer()
     with torch.device("meta"):

@@ -11,7 +11,7 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.losses import MSE, AuxK, Progress
 from tl_crosscoder.dictionary.normalizer import Normalizer
-from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, PerModel, Threshold, TopK
+from tl_crosscoder.dictionary.sparsity import BatchTopK, JumpReLU, PerModel, Split, Threshold, TopK
 from tl_crosscoder.hub.save import load, save
 from tl_crosscoder.interventions import ablate, substitute
 from tl_crosscoder.studies.dictionaries import Dictionary
@@ -264,3 +264,5 @@ def test_a_choice_for_each_model_belongs_to_its_code_norm():
         PerModel((parts[0], parts[0]))
     with pytest.raises(ValueError, match="choose by a score"):
         PerModel((JumpReLU(), JumpReLU()))
+    with pytest.raises(ValueError, match="choose by a score"):  # nor in eval(), where it would choose by one
+        PerModel((JumpReLU().eval(), Split(3, JumpReLU(), BatchTopK(2)).eval()))

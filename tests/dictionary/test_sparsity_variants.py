@@ -154,10 +154,13 @@ def test_the_gradient_of_the_threshold_is_that_of_the_expected_activation():
 def test_thresholds_are_made_once_for_one_dictionary():
     sparsity = JumpReLU(0.3)
     crosscoder = Crosscoder(D_IN, D_SAE, sparsity)
-    torch.testing.assert_close(sparsity.thresholds.detach(), torch.full((D_SAE,), 0.3))
+    torch.testing.assert_close(crosscoder.sparsity.thresholds.detach(), torch.full((D_SAE,), 0.3))
     assert "sparsity.log_threshold" in dict(crosscoder.named_parameters())
     with pytest.raises(ValueError, match=r"thresholds for 12 latents, not for d_sae=5; .*of its own"):
-        Crosscoder(D_IN, 5, sparsity)
+        Crosscoder(D_IN, 5, crosscoder.sparsity)
+    assert Crosscoder(D_IN, 5, sparsity).sparsity.thresholds.shape == (
+        5,
+    )  # nobody has changed what was handed in
 
 
 def test_a_jumprelu_crosscoder_trains_densely_and_evaluates_pairs_with_the_same_codes():
@@ -398,6 +401,7 @@ def test_each_part_of_a_split_sees_a_step_once_however_crowded(k):
     """32 of 256 latents are just as many as pairs pay for."""
     split = Split(128, BatchTopK(k[0], threshold_start=0.0), BatchTopK(k[1], threshold_start=0.0))
     crosscoder, tracked = Crosscoder(8, 256, split), []
+    split = crosscoder.sparsity
     for part in (split.first, split.rest):
         original = part._track
         part._track = lambda value, part=part, original=original: (tracked.append(part), original(value))

@@ -60,9 +60,9 @@ class Crosscoder(nn.Module):
     k and a threshold of its own (:class:`~tl_crosscoder.dictionary.sparsity.PerModel`; one ``sparsity`` stands for a copy each),
     and what it does not choose is not written into it.  ``encoder="mean"`` takes the mean over models in place of the sum
     (Delta-Crosscoder, Kassem et al. 2026, arXiv:2603.04426).  ``partition``: latents that are shared, or one model's, for good.
-    ``init``: where the weights start.  With one model it is a dictionary of that model's activations, or of a
-    :func:`~tl_crosscoder.dictionary.difference.difference`.  ``shard``: make only the latents of this process, one of many that
-    train together; it is no part of the config.
+    ``init``: where the weights start.  ``sparsity`` and ``normalizer`` are copied.  With one model it is a dictionary of that
+    model's activations, or of a :func:`~tl_crosscoder.dictionary.difference.difference`.  ``shard``: make only the latents of
+    this process, one of many that train together; it is no part of the config.
 
     The encoder is stored latent-major, ``W_enc_rows [d_sae, model, d_in]``; ``W_enc`` views it as [model, d_in, d_sae].
     """
@@ -89,7 +89,7 @@ class Crosscoder(nn.Module):
         if encoder not in ENCODERS:
             raise ValueError(f"no encoder named {encoder!r}; known: {', '.join(ENCODERS)}")
         partition.check(d_sae, n_models, d_in)
-        sparsity = _fitting(sparsity, code_norm, n_models)
+        sparsity = _fitting(deepcopy(sparsity), code_norm, n_models)
         sparsity.check(d_sae)
         normalizer = Normalizer.identity(n_models, d_in) if normalizer is None else normalizer
         if normalizer.mean.shape != (n_models, d_in):
@@ -98,7 +98,8 @@ class Crosscoder(nn.Module):
             )
         self.d_in, self.d_sae, self.n_models = d_in, d_sae, n_models
         self.code_norm, self.encoder, self.partition, self.init = code_norm, encoder, partition, init
-        self.sparsity, self.normalizer = sparsity, normalizer
+        # copies: another crosscoder's training, or a cast of it, would change what this one does
+        self.sparsity, self.normalizer = sparsity, deepcopy(normalizer)
         self.units: Normalizer | None = None  # set by folded(): the units of norms, losses and scores
         self.shard, n_held = shard, shard.n_held(d_sae)
         sparsity.divide(shard)
@@ -117,6 +118,12 @@ class Crosscoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(n_held))
         self.b_dec = nn.Parameter(torch.zeros(n_models, d_in))
         self.to(device)  # the sparsity and the normaliser may come from elsewhere
+
+    def extra_repr(self) -> str:
+        said = f"d_in={self.d_in}, d_sae={self.d_sae}, n_models={self.n_models}, code_norm={self.code_norm!r}"
+        said += "" if self.encoder == "sum" else f", encoder={self.encoder!r}"
+        said += "" if self.partition.free else f", partition={self.partition}"
+        return said + ("" if self.units is None else ", folded")
 
     @property
     def W_enc(self) -> Float[Tensor, "model d_in d_sae"]:
@@ -237,7 +244,7 @@ class Crosscoder(nn.Module):
         config |= {"partition": asdict(Partition()), "init": asdict(Init())}
         with torch.device("meta"):
             few = Crosscoder.from_config(config)
-        few.sparsity, few.normalizer, few.units = sparsity, self.normalizer, self.units
+        few.sparsity, few.normalizer, few.units = sparsity, deepcopy(self.normalizer), deepcopy(self.units)
         for name in ("W_enc_rows", "W_dec", "b_enc"):
             setattr(few, name, nn.Parameter(getattr(self, name).detach()[latents]))
         few.b_dec = nn.Parameter(self.b_dec.detach().clone())

@@ -1,5 +1,6 @@
 """What every sparsity offers."""
 
+import inspect
 from abc import ABC, abstractmethod
 
 import torch
@@ -28,6 +29,11 @@ class Sparsity(nn.Module, ABC):
 
     def __init__(self):
         super().__init__()
+
+    def extra_repr(self) -> str:
+        known = inspect.signature(type(self)).parameters
+        settings = {name: getattr(self, name, None) for name in known}
+        return ", ".join(f"{n}={v!r}" for n, v in settings.items() if isinstance(v, int | float))
 
     @property
     def selects(self) -> bool:

@@ -1,5 +1,7 @@
 """A choice of its own for each model."""
 
+from copy import deepcopy
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,7 +27,9 @@ class PerModel(Sparsity):
             raise ValueError(
                 f"PerModel wants a sparsity of its own for each of two or more models, got {parts}"
             )
-        if wrong := [part for part in parts if isinstance(part, PerModel) or not part.selects]:
+        if wrong := [
+            part for part in parts if isinstance(part, PerModel) or not deepcopy(part).train().selects
+        ]:
             raise ValueError(
                 f"PerModel wants sparsities that choose by a score, such as BatchTopK; got {wrong[0]}"
             )
