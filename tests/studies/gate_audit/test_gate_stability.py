@@ -153,6 +153,13 @@ def test_without_a_match_the_nearest_is_taken_and_counted():
     assert outside == 1 and len(sets) == 4
     with pytest.raises(ValueError, match="raise the threshold"):
         matched_sets(table, range(8), range(12), n_draws=1)
+    with pytest.raises(ValueError, match=r"latents \[3\] write nothing"):
+        matched_sets(
+            table.assign(norm_tuned=[0.0 if j == 3 else 1.0 for j in table.index]),
+            [2, 3],
+            range(12),
+            n_draws=1,
+        )
 
 
 def test_turned_latents_fire_as_before_and_write_as_much_elsewhere(store):

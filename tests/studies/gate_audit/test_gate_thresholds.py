@@ -4,7 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tl_crosscoder.studies.gate_audit.gates import Gate, count_table
+from tests.studies.readout import readout_pair, readout_store
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
+from tl_crosscoder.dictionary.partition import Partition
+from tl_crosscoder.dictionary.sparsity import ReLU
+from tl_crosscoder.studies.gate_audit.gates import Gate, count_table, measured
 from tl_crosscoder.studies.statistics import poisson_interval
 
 
@@ -34,6 +39,15 @@ def test_counts_are_pooled_over_seeds_with_their_intervals_and_ratios():
     assert (row["counts"], row["mean"], row["low"], row["high"]) == ("2 1", 1.5, low / 2, high / 2)
     assert counts.loc[("disjoint", 5 / 6), "ratio"] == 2 and counts.loc[("noise", 5 / 6), "ratio"] == 0
     assert counts.loc[("target", 0.95), "mean"] == 0 and math.isnan(counts.loc[("noise", 0.95), "ratio"])
+
+
+def test_latents_that_belong_to_base_for_good_pass_no_gate():
+    made = Crosscoder(16, 12, ReLU(), partition=Partition(base=4, tuned=4), init=Init(norm=1.0))
+    store = readout_store(readout_pair(heard=True))
+    for by in ("specificity", "delta_norm", "peak"):
+        gate = Gate(by, threshold=0.01, least=1)
+        passing = gate.passing(measured(made, store, gate, 2000))
+        assert not set(passing) & set(range(4)) and set(passing) & set(range(4, 8))
 
 
 def test_a_gate_has_its_own_threshold_and_counts_are_given_for_any():

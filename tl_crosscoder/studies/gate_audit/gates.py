@@ -19,7 +19,7 @@ from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.studies.statistics import poisson_interval, ratio_of_counts
 
 NORMS = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 5 / 6, 0.9, 0.95)
-#: gate -> its threshold, and those that counts are given for; high is specific to the tuned model
+#: gate -> its threshold, and those that counts are given for; high is specific to the tuned model (peak: to one of the two)
 GATES: dict[str, tuple[float, tuple[float, ...]]] = {
     "specificity": (5 / 6, NORMS),
     "delta_norm": (0.9, NORMS),
@@ -35,7 +35,8 @@ class Gate:
     ``specificity``: the tuned decoder's share of both norms, n_tuned / (n_base + n_tuned); above 5/6 is Δnorm above .9.
     ``delta_norm``.  ``absence``: 1 − \\|nu_error\\|, how little the base model's error holds of it (Latent Scaling).
     ``peak``: the largest difference that the latent ever writes between the models, over √d_in, about the length of an activation;
-    for narrow fine-tunes, which change parts of shared latents, so that norms pass none.
+    for narrow fine-tunes, which change parts of shared latents, so that norms pass none.  It does not say which model has more of
+    the latent; one that writes nothing into the tuned model has none.
     """
 
     by: str = "specificity"
@@ -86,7 +87,7 @@ class Beginning:
 def measured(
     crosscoder: Crosscoder, store: PairedActivations, gate: Gate, max_tokens: int | None = None
 ) -> pd.DataFrame:
-    """The numbers of the latent table that an audit needs, and ``gate``: what the gate looks at, high is specific."""
+    """The numbers of the latent table that an audit needs, and ``gate``: what the gate looks at, high passes."""
     kinds = [DecoderNorms, Firing, DifferenceShare] + [LatentScaling] * (gate.by == "absence")
     table = latent_table(crosscoder, Beginning(store, max_tokens), [kind(crosscoder) for kind in kinds])
     if gate.by == "specificity":
@@ -96,7 +97,8 @@ def measured(
     elif gate.by == "absence":
         table["gate"] = 1 - table["nu_error"].abs()
     else:
-        table["gate"] = table["difference_peak"] / math.sqrt(crosscoder.d_in)
+        peak = table["difference_peak"] / math.sqrt(crosscoder.d_in)
+        table["gate"] = peak.where(table["norm_tuned"] > 0)
     return table.drop(columns="class")
 
 

@@ -20,12 +20,17 @@ def matched_sets(
     """``n_draws`` sets as large as ``gated`` out of ``pool``, and the share of their members outside the caliper.
 
     Greedily, in random order: among what is left within .1 (log10) of a member's mean written magnitude E[f] ‖d_tuned‖, one of the
-    five nearest in frequency; where nothing is within, the nearest in magnitude.  Raises ValueError where the pool is too small.
+    five nearest in frequency; where nothing is within, the nearest in magnitude.  Raises ValueError where the pool is too small
+    and for members that write nothing into the tuned model.
     """
     magnitude = written_magnitude(table)
     frequency = table["frequency"].to_numpy(float)
     place = {int(j): i for i, j in enumerate(table.index)}
     own = [place[int(j)] for j in gated]
+    if mute := [int(j) for j in gated if not magnitude[place[int(j)]] > 0]:
+        raise ValueError(
+            f"latents {mute} write nothing into the tuned model: nothing can be matched to them."
+        )
     candidates = [
         place[int(j)] for j in pool if int(j) not in set(map(int, gated)) and magnitude[place[int(j)]] > 0
     ]
