@@ -234,3 +234,10 @@ def test_what_a_latent_promotes_stands_in_the_table(planted):
     ]
     assert table.loc[1, ["promotes_base", "promotes_tuned"]].tolist() == ["‹↵›", ""]
     assert "promotes_base" not in study(planted).table
+
+
+def test_a_rule_with_other_settings_describes_anew(planted, tmp_path):
+    plain = study(planted, groups=[1, 2, 3], parts=tmp_path)
+    short = study(planted, groups=[1, 2, 3], explainer=TokenJudge(most=1), parts=tmp_path)
+    assert (plain.table["description"].str.count("‹") > 1).any()
+    assert (short.table["description"].str.count("‹") <= 1).all()

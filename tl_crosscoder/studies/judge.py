@@ -109,7 +109,11 @@ class TokenJudge:
 
     share: float = 0.8
     most: int = 5
-    name: str = "tokens"
+
+    @property
+    def name(self) -> str:
+        """Of another ``share`` or ``most`` another: what was kept under one name is of one rule."""
+        return "tokens" if self == TokenJudge() else f"tokens ({self.share:g} by at most {self.most})"
 
     def describe(self, examples: Sequence[Passage]) -> Claim | None:
         mass: dict[str, float] = {}
