@@ -179,9 +179,24 @@ def test_a_published_training_goes_by_its_name(acts, tmp_path, monkeypatch, caps
     assert apart.W_dec[:2, 0].any()
 
 
+def test_a_share_of_the_latents_can_start_alike(acts, tmp_path, monkeypatch, capsys):
+    out, sizes = tmp_path / "run" / "crosscoder", ("--d-sae", 40, "--steps", 1, "--batch-size", 64, "--quiet")
+    code, _, err = call(
+        monkeypatch, capsys, "train", acts, "--out", out, "--init-same", 0.8, "--lr", 1e-9, *sizes
+    )
+    assert code == 0, err
+    base, tuned = tlc.load(out).W_dec.unbind(1)
+    alike = torch.nn.functional.cosine_similarity(base, tuned) > 0.999
+    assert alike[:32].all() and not alike[32:].any()
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
-    [(("--recipe", "minder"), "known: minder_l1"), (("--recipe", "dsf", "--k", 4), "dsf has no k")],
+    [
+        (("--recipe", "minder"), "known: minder_l1"),
+        (("--recipe", "dsf", "--k", 4), "dsf has no k"),
+        (("--recipe", "dsf", "--init-same", 0.8), "decides the start itself"),
+    ],
 )
 def test_a_recipe_that_is_not_there_is_refused_before_work(
     asked, message, acts, tmp_path, monkeypatch, capsys

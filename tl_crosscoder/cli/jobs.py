@@ -17,6 +17,7 @@ from tl_crosscoder.cli.options import (
     DSae,
     Dtype,
     Hook,
+    InitSame,
     Json,
     K,
     Limit,
@@ -70,6 +71,7 @@ def diff_command(
     batch_size: BatchSize = 1024,
     lr: Lr = None,
     recipe: RecipeName = None,
+    init_same: InitSame = 1.0,
     context: Context = 128,
     limit: Limit = None,
     max_new_tokens: NewTokens = 16,
@@ -81,7 +83,14 @@ def diff_command(
 ) -> None:
     """The whole job on your models: capture, train, table, studies, report."""
     config = diff_config(
-        recipe=recipe, d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed
+        recipe=recipe,
+        d_sae=d_sae,
+        k=k,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        init_same=init_same,
+        seed=seed,
     )
     known, questions = read_behaviours(behaviours), read_lines(prompts)
     from tl_crosscoder.diffing.run import diff

@@ -19,6 +19,7 @@ from tl_crosscoder.cli.options import (
     DSae,
     Dtype,
     Hook,
+    InitSame,
     Json,
     K,
     Limit,
@@ -86,6 +87,7 @@ def train_command(
     batch_size: BatchSize = 1024,
     lr: Lr = None,
     recipe: RecipeName = None,
+    init_same: InitSame = 1.0,
     seed: Seed = 0,
     device: Device = "cpu",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
@@ -106,7 +108,14 @@ def train_command(
     On many processes: torchrun --nproc-per-node N -m tl_crosscoder train ...
     """
     config = diff_config(
-        recipe=recipe, d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed
+        recipe=recipe,
+        d_sae=d_sae,
+        k=k,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        init_same=init_same,
+        seed=seed,
     )
     from tl_crosscoder.diffing.folder import RunFolder
     from tl_crosscoder.diffing.run import learn

@@ -160,7 +160,7 @@ def learn(
     resume: Path | None = None,
     shard: Shard = WHOLE,
 ) -> tuple[Crosscoder, History]:
-    """A crosscoder of the store: ``config.recipe``, or BatchTopK on centred data, one scale and one start for both models.
+    """A crosscoder of the store: ``config.recipe``, or BatchTopK on centred data with one scale.
 
     With a shard: the latents of this process.
     """
@@ -190,7 +190,9 @@ def plain(
         BatchTopK(config.k or 32),
         n_models=store.n_models,
         normalizer=Normalizer.fit(store),
-        init=Init(norm=config.init_norm, seed=config.seed),
+        init=Init(
+            norm=config.init_norm, same=config.init_same if config.init_same < 1 else True, seed=config.seed
+        ),
         shard=shard,
     )
     losses = [MSE(), AuxK(dead_after_tokens=max(10_000, len(store) // 10))]

@@ -23,7 +23,7 @@ VALIDATION = {  # figure of the table's metrics -> its name, and whether it is a
     "fve_difference": ("variance explained, difference", True),
     "dead_fraction": ("latents never active", True),
 }
-RECIPE = ("recipe", "steps", "batch_size", "lr", "init_norm", "held_out", "ranking", "seed")
+RECIPE = ("recipe", "steps", "batch_size", "lr", "init_norm", "init_same", "held_out", "ranking", "seed")
 FILES = {
     "config.json": "the crosscoder's settings, the models and the hook",
     "model.safetensors": "the weights, their axes named in `config.json`",
