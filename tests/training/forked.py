@@ -30,7 +30,7 @@ from tl_crosscoder.dictionary.sparsity import BatchTopK
 from tl_crosscoder.hub.save import save
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
-from tl_crosscoder.training import checkpoint, state, train
+from tl_crosscoder.training import checkpoint, keeper, train
 
 torch.set_num_threads(1)
 STEPS = 60
@@ -203,7 +203,7 @@ def full_disk(folder, kind):
     here = folder / "here"
 
     def limited():
-        write = state.write
+        write = keeper.write
 
         def write_limited(saved, directory, shard):
             if saved.step == 9:
@@ -211,7 +211,7 @@ def full_disk(folder, kind):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
             return write(saved, directory, shard)
 
-        state.write = write_limited
+        keeper.write = write_limited
         try:
             job(here, kind)
         except checkpoint.NotSaved as error:

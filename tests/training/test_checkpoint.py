@@ -248,13 +248,20 @@ def test_what_a_killed_save_left_is_taken_away(tmp_path):
         ".step-00000010-abc/step-00000010",
         ".step-00000005-removed",
         "crashed/.step-00000005-xyz.old",
+        "another/.step-00000010-parts",  # of a training whose folder lies in this one, and which may be running
     ):
         (tmp_path / left).mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("mine")
     with taken(tmp_path):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["crashed", "notes.txt", "step-00000005"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "another",
+        "crashed",
+        "notes.txt",
+        "step-00000005",
+    ]
     assert not list((tmp_path / "crashed").iterdir())
+    assert list((tmp_path / "another").iterdir())
 
 
 def test_a_folder_where_a_file_is_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.losses import LOSSES, MSE, AuxK
 from tl_crosscoder.dictionary.sparsity import BatchTopK
 from tl_crosscoder.errors import NotSaved
-from tl_crosscoder.training import state
+from tl_crosscoder.training import keeper
 from tl_crosscoder.training.checkpoint import newest
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.crash import reproduce
@@ -143,14 +143,14 @@ def test_where_nothing_can_be_kept_the_error_says_so(tmp_path, monkeypatch):
     losses = [*USED, Poison(6, False)]
     error = crashed(crosscoder(), losses, config())
     assert error.endswith("With checkpoints=a folder the step would have been kept, to be taken again.")
-    write = state.write
+    write = keeper.write
 
     def full(checkpoint, directory, shard):
         if directory.name == "crashed":
             raise NotSaved("no room")
         return write(checkpoint, directory, shard)
 
-    monkeypatch.setattr(state, "write", full)
+    monkeypatch.setattr(keeper, "write", full)
     error = crashed(crosscoder(), losses, config(), tmp_path)
     assert error.startswith("the loss of step 6") and error.endswith("The step could not be kept: no room")
 

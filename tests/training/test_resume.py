@@ -36,6 +36,7 @@ from tl_crosscoder.errors import CrosscoderError, InUse, NonFiniteActs, NotSaved
 from tl_crosscoder.models.capture import capture
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.stream import stream
+from tl_crosscoder.training import checkpoint
 from tl_crosscoder.training.checkpoint import best, newest, taken
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.train import train
@@ -303,6 +304,18 @@ def test_another_training_is_refused_with_both_values(tmp_path, changes, reason)
     assert torch.equal(made.W_dec, before)
 
 
+def test_a_training_from_before_a_setting_was_there_goes_on_at_its_default(tmp_path):
+    folder, _ = stopped_at(6, tmp_path / "b")
+    path = folder / "step-00000006" / "checkpoint.json"
+    about = json.loads(path.read_text())
+    del about["digest"], about["training"]["config"]["moments"]
+    path.write_text(json.dumps(about | {"digest": checkpoint._digest(about)}))
+    with pytest.raises(ValueError, match=r"config.moments is 'as weights' there, 'bfloat16' asked for"):
+        train(crosscoder(), batches(), LOSSES_USED, config(moments="bfloat16"), resume=folder)
+    history = train(crosscoder(), batches(), LOSSES_USED, config(), resume=folder)
+    assert left_by(folder, history) == whole(tmp_path / "a")
+
+
 def test_where_it_reports_and_how_often_it_saves_may_change(tmp_path):
     folder, _ = stopped_at(6, tmp_path / "b")
     settings = config(log_path=tmp_path / "new.jsonl", checkpoint_every=1, keep_last=3)
@@ -405,9 +418,9 @@ def test_bad_activations_lose_no_step_before_them(tmp_path):
     with pytest.raises(NonFiniteActs, match="step 9") as found:
         train(crosscoder(), data, LOSSES_USED, config(), checkpoints=tmp_path / "a")
     assert found.value.__notes__ == [f"saved after step 9; resume={str(tmp_path / 'a')!r} goes on from there"]
-    checkpoint = newest(tmp_path / "a")[0]
-    assert checkpoint.step == 9
-    assert all(parameter.isfinite().all() for parameter in checkpoint.crosscoder().parameters())
+    kept = newest(tmp_path / "a")[0]
+    assert kept.step == 9
+    assert all(parameter.isfinite().all() for parameter in kept.crosscoder().parameters())
     data[9] = batches(1, seed=5)[0]
     history = train(crosscoder(), data, LOSSES_USED, config(), resume=tmp_path / "a")
     assert left_by(tmp_path / "a", history) == whole(tmp_path / "b", data)

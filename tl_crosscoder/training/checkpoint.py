@@ -38,6 +38,8 @@ from tl_crosscoder.ranks import all_do, on_first
 #: 2: the state may be in several files.  Version 1 is read.
 FORMAT_VERSION = 2
 STATE, ABOUT = "state.safetensors", "checkpoint.json"
+#: The folder, beside the checkpoints, of a step whose loss was not finite.
+CRASHED = "crashed"
 #: Bytes of checkpoint.json; the rows of a million steps, one in 50, need a hundredth.
 JSON_LIMIT = 1 << 30
 
@@ -82,10 +84,9 @@ def taken(directory: Path) -> Iterator[None]:
             f"no checkpoint can be written to {str(directory)!r} ({error}); choose another"
         ) from error
     with alone_in(directory):
-        for leftover in [
-            path for left in (".step-*", ".test-*", "*/.step-*") for path in directory.glob(left)
-        ]:
-            shutil.rmtree(leftover)
+        for left in (".step-*", ".test-*", f"{CRASHED}/.step-*"):
+            for leftover in list(directory.glob(left)):
+                shutil.rmtree(leftover)
         yield
 
 

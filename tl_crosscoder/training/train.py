@@ -14,10 +14,11 @@ from tl_crosscoder.training.data import Feed, geometric_median, refuse_fractions
 from tl_crosscoder.training.dead import FiringRecord
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.interrupt import graceful_interrupt
+from tl_crosscoder.training.keeper import Keeper
 from tl_crosscoder.training.optimizer import Adam
 from tl_crosscoder.training.sharding import agree, check
 from tl_crosscoder.training.sinks import Sink, sinks
-from tl_crosscoder.training.state import Keeper, TrainingState
+from tl_crosscoder.training.state import TrainingState
 from tl_crosscoder.training.window import Window
 
 
