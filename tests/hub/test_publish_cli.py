@@ -80,6 +80,7 @@ def test_json_is_one_object_on_standard_output(hub, call):
             "HubUnreachable: publishing me/cc: the Hub answered 503",
         ),
         ({"pattern": "/commit/", "status": 412, "times": 99}, 4, "HubConflict: someone else changed me/cc"),
+        ({"pattern": "/commit/", "status": 409, "times": 99}, 4, "HubConflict: someone else changed me/cc"),
         ({"pattern": "/commit/", "status": 403}, 4, "HubError: publishing me/cc: your token may not"),
     ],
 )
