@@ -3,6 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from tl_crosscoder.analysis.decoder_norms import DecoderNorms
 from tl_crosscoder.analysis.table import latent_table
@@ -37,6 +38,17 @@ def test_a_list_can_be_read_again_and_tells_its_length():
 def test_an_iterator_stays_an_iterator():
     assert isinstance(difference(PAIR.batches(8, n=2)), Iterator)
     assert len(list(difference(PAIR.batches(8, n=2)))) == 2
+
+
+def test_a_fractional_k_is_refused_before_the_first_step():
+    loader = DataLoader(PAIR.sample(70).x, batch_size=10)
+    made = Crosscoder(PAIR.d_in, 24, BatchTopK(0.25), n_models=1)
+    with pytest.raises(ValueError, match=r"are 2\.5 in a batch of 10 tokens"):
+        train(made, difference(loader), [MSE()], TrainConfig(steps=2, progress=False))
+    made = Crosscoder(PAIR.d_in, 24, BatchTopK(0.5), n_models=1)
+    with pytest.raises(ValueError, match="in a smaller last batch"):
+        train(made, difference(loader), [MSE()], TrainConfig(steps=2, progress=False))
+    assert not hasattr(difference(list(loader)), "batch_size")
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 2), (4, 1, 2)])

@@ -35,6 +35,8 @@ def tuned_minus_base(x: Float[Tensor, "batch model d_in"]) -> Float[Tensor, "bat
 class Difference:
     """Differences that can be read again."""
 
+    source: Any
+
     def __init__(self, source: Iterable[Tensor]):
         self.source = source
 
@@ -44,11 +46,19 @@ class Difference:
     def __length_hint__(self) -> int:
         return operator.length_hint(self.source)
 
+    @property
+    def batch_size(self) -> int:
+        """Of batches that tell it; AttributeError for others."""
+        return self.source.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        """As ``batch_size``."""
+        return self.source.drop_last
+
 
 class ResumableDifference(Difference):
     """Differences whose state is that of the batches they are taken from."""
-
-    source: Any
 
     def state_dict(self) -> dict[str, Any]:
         return self.source.state_dict()
