@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
-from tl_crosscoder.dictionary.sparsity import BatchTopK
+from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU
 from tl_crosscoder.errors import CorruptFile, PairMismatch, UnreadableFormat
 from tl_crosscoder.hub.load import load, origin
 from tl_crosscoder.hub.save import save
@@ -58,6 +58,14 @@ def test_what_is_lost_or_cannot_be_expressed_is_refused_by_name(tmp_path, case):
     written = make(tmp_path / "c")
     with pytest.raises(UnreadableFormat, match=reason):
         load(written.path, **given)
+
+
+def test_an_sae_that_does_not_say_of_how_many_models_is_sent_to_from_sae_lens(tmp_path):
+    save(Crosscoder(4, 9, ReLU()), tmp_path / "c")
+    folder = tmp_path / "c" / "sae_lens"
+    settings(folder, "cfg.json", metadata={})  # as SAE-Lens leaves them after a change of the config
+    with pytest.raises(UnreadableFormat, match=r"one SAE.*tlc\.from_sae_lens\(.*n_models=2\)"):
+        load(folder)
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, float("nan")])

@@ -45,6 +45,11 @@ def detect(path: Path) -> tuple[Format, Contents]:
             f"{path}: no crosscoder here, but there are weights in {', '.join(folders[:10]):.200}; name one: "
             f"{path}/{folders[0]}"
         )
+    if _is_sae(path):
+        raise UnreadableFormat(
+            f"{path}: {_seen(path)}, one SAE, and nothing says of how many models.  If it reads base and tuned side by side: "
+            "tlc.from_sae_lens(sae_lens.SAE.load_from_disk(folder), n_models=2)"
+        )
     raise UnreadableFormat(f"{path}: {_seen(path)}; wanted a crosscoder of a format known here: {KNOWN}")
 
 
@@ -56,6 +61,17 @@ def format_of(contents: Contents) -> Format | None:
 def _seen(path: Path) -> str:
     seen = [f"{c.weights.name} holds {', '.join(list(c.tensors)[:6])}" for c in look(path)]
     return f"{'; '.join(seen):.300}" if seen else "no .safetensors or .pt file with tensors is there"
+
+
+def _is_sae(path: Path) -> bool:
+    """An SAE of SAE-Lens, or of another tool with its names and shapes."""
+    return any(
+        "W_enc" in c
+        and "W_dec" in c
+        and c.shape("W_enc") == c.shape("W_dec")[::-1]
+        and len(c.shape("W_enc")) == 2
+        for c in look(path)
+    )
 
 
 def described(form: Format, contents: Contents) -> Conventions:
