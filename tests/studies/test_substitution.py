@@ -231,6 +231,16 @@ def test_random_sets_are_pooled_with_the_spread_of_their_draws(planted, corpus):
     assert rows.loc["random 2 of all", "n_latents"] == 2
 
 
+def test_kept_conditions_are_found_again_in_whatever_order_they_are_asked(planted, corpus, tmp_path):
+    pair, crosscoder = planted
+    table = latents_of_interest()
+    table.loc[1, "rank_score"] = 2.0  # the first changes nothing, the second is the planted one
+    options = {"drop": PLANTED, "n_random": 0, "n_bootstrap": 50, "parts": tmp_path}
+    for top in ((1, 2), (2, 1)):
+        values = kl(substitution(crosscoder, pair, corpus, table, top=top, **options))
+        assert values["top 2 ranked"] < 0.01 * values["none"] < 0.5 * values["top 1 ranked"]
+
+
 def test_a_dictionary_of_the_difference_is_asked_the_same(planted, corpus):
     pair, crosscoder = planted
     shift = crosscoder.W_dec.detach()[PLANTED_LATENT, 1]

@@ -190,7 +190,8 @@ def substitution(
     if parts is not None:
         about |= {"weights": weights_sha256(crosscoder), "pair": pair.fingerprint, "corpus": corpus.sha256}
         about |= {"drop": asdict(drop), "max_tokens": max_tokens}
-        about |= {"conditions": {name: condition.latents for name, condition in asked.items()}}
+        # in their order: a part is known by its condition's place
+        about |= {"conditions": [[name, condition.latents] for name, condition in asked.items()]}
         about |= {"published": True} if published else {}
         about |= (
             {"against": [[n, c.reads, weights_sha256(c.crosscoder)] for n, c in against.items()]}
