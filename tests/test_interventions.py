@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 
@@ -186,3 +188,9 @@ def test_gradients_pass_through_an_edit(crosscoder, acts):
     h = tuned.clone().requires_grad_()
     ablate(crosscoder, [1, 2], base)(h).sum().backward()
     close(h.grad, torch.ones_like(h))
+
+
+def test_an_unknown_part_of_a_latent_is_refused_instead_of_taken_for_the_whole():
+    unchecked = inspect.unwrap(ablate)  # the types are checked in tests alone
+    with pytest.raises(ValueError, match=r"no part 'differences'.*known: whole, difference"):
+        unchecked(random_crosscoder(), [0], torch.zeros(1, 2, D), part="differences")

@@ -20,7 +20,7 @@ each sequence. ``mask [seq pos]`` is True where the edit applies; elsewhere the 
 a generation step with a key-value cache (one position, a longer mask) the new tokens are edited."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -74,6 +74,8 @@ def ablate(
     ``part="difference"`` removes only what the other model does not have, ``f_j (d_j^model − d_j^other)``: the
     specific edit, which leaves what both models write alone.  Removing whole latents also removes the shared
     part and is not specific on narrow fine-tunes."""
+    if part not in get_args(Part):
+        raise ValueError(f"no part {part!r} of a latent; known: {', '.join(get_args(Part))}")
     other = _other(model)
 
     def removed(rows: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ def attribute_command(
     import torch
 
     from tl_crosscoder.models.corpus import Corpus
+    from tl_crosscoder.models.drop import Drop
     from tl_crosscoder.studies.attribution import attribution
 
     opened = open_run(run, base, tuned, adapter, device=device, dtype=dtype)
@@ -42,7 +43,8 @@ def attribute_command(
             f"{correct!r} and {wrong!r} begin with the same token, or with none; give words that differ."
         )
     ids = torch.cat([corpus.ids_of(0).long(), torch.tensor(encode(answer), dtype=torch.long)])
+    drop = Drop(**opened.report.store.manifest["drop"])
     result = attribution(
-        opened.report.crosscoder.to(device), opened.pair, ids[None], first[0], first[1], top=top
+        opened.report.crosscoder.to(device), opened.pair, ids[None], first[0], first[1], top=top, drop=drop
     )
     keep(opened.report, result, as_json)

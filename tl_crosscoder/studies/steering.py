@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, get_args
 
 import pandas as pd
 import torch
@@ -23,6 +23,7 @@ from tl_crosscoder.data.planted import Behaviour
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.figures import Drawing
 from tl_crosscoder.figures.strength_curves import strength_curves
+from tl_crosscoder.interventions import Part
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
@@ -176,7 +177,7 @@ def steering(
     latents: Sequence[int] | None = None,
     ranking: str = "rank_score",
     strengths: Sequence[float] = STRENGTHS,
-    part: Literal["whole", "difference"] = "whole",
+    part: Part = "whole",
     open_prompts: Sequence[str] = OPEN_PROMPTS,
     ordinary: Corpus | None = None,
     judge: Judge | None = None,
@@ -201,6 +202,8 @@ def steering(
     strengths = sorted({float(s) for s in strengths})
     prompts = list(dict.fromkeys([*open_prompts, *(p for b in behaviours for p in b.heldout)]))
     _refuse(latents, strengths, prompts, table, n_controls)
+    if part not in get_args(Part):
+        raise ValueError(f"no part {part!r} of a latent; known: {', '.join(get_args(Part))}")
     made = pushes(crosscoder, table, latents, part=part, n_controls=n_controls, seed=seed)
     judge, drop = judge or KeywordJudge(), drop or Drop()
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}

@@ -1,5 +1,6 @@
 """The planted cases: a latent that the answers depend on, and a drift that nothing reads."""
 
+import inspect
 import json
 
 import pytest
@@ -147,6 +148,26 @@ def test_one_seed_is_no_audit(seeds):
 def test_a_task_without_models_is_refused_before_any_training():
     with pytest.raises(ValueError, match="wants the models"):
         audited("causal", pair=None)
+
+
+@pytest.mark.parametrize("wrong", [{"noise": "white"}, {"part": "half"}])
+def test_an_unknown_noise_or_part_is_refused_before_any_training(wrong):
+    unchecked = inspect.unwrap(gate_audit)  # the types are checked in tests alone
+    with pytest.raises(ValueError, match=r"known: (scale|whole), "):
+        unchecked(readout_store(readout_pair(heard=True)), lambda *_: pytest.fail("trained"), **wrong)
+
+
+def test_tokens_that_the_store_left_out_are_not_edited_either(monkeypatch):
+    found = {}
+
+    def asked(*_, drop, **__):
+        found["drop"] = drop
+        raise InterruptedError
+
+    monkeypatch.setattr("tl_crosscoder.studies.gate_audit.audit.outcomes", asked)
+    with pytest.raises(InterruptedError):
+        audited("causal", drop=None)
+    assert found["drop"] == DROP  # of readout_store
 
 
 def test_too_few_matched_sets_for_any_verdict_are_refused_before_any_training():

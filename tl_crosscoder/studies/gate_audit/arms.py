@@ -27,6 +27,7 @@ from tl_crosscoder.models.shards import Shard
 from tl_crosscoder.types import BASE, TUNED
 
 ArmName = Literal["target", "identity", "disjoint", "noise"]
+Noise = Literal["scale", "covariance"]
 ARMS: tuple[ArmName, ...] = ("target", "identity", "disjoint", "noise")
 BLOCK = 256
 #: ``side(start, stop, base)``: the tuned side of these rows of one shard
@@ -38,7 +39,7 @@ def arm(
     name: ArmName,
     *,
     seed: int = 0,
-    noise: Literal["scale", "covariance"] = "scale",
+    noise: Noise = "scale",
 ) -> PairedActivations:
     """The arm's activations.  ``disjoint`` has about half of the rows: each is of a token of one half and one of the other.
 
@@ -57,7 +58,7 @@ def arm(
     raise KeyError(f"no arm named {name!r}; known: {', '.join(ARMS)}")
 
 
-def noise_root(store: PairedActivations, noise: Literal["scale", "covariance"]) -> Float[Tensor, "d_in d_in"]:
+def noise_root(store: PairedActivations, noise: Noise) -> Float[Tensor, "d_in d_in"]:
     """A matrix that makes white noise into noise of the difference's scale or covariance, about its mean; raw units."""
     total, moment = torch.zeros(store.d_in, dtype=torch.float64), 0.0
     for x in store.batches():

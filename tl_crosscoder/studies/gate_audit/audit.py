@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.studies.gate_audit.ablation import conditions, effects, marked, outcomes
-from tl_crosscoder.studies.gate_audit.arms import ARMS, arm
+from tl_crosscoder.studies.gate_audit.arms import ARMS, Noise, arm
 from tl_crosscoder.studies.gate_audit.gates import Gate, count_table, measured
 from tl_crosscoder.studies.gate_audit.lexical import words_of
 from tl_crosscoder.studies.gate_audit.result import AuditResult
@@ -42,7 +42,7 @@ def gate_audit(
     task: Task | None = None,
     off_task: Task | None = None,
     part: Part = "whole",
-    noise: Literal["scale", "covariance"] = "scale",
+    noise: Noise = "scale",
     n_matched: int = 20,
     n_turned: int = 5,
     n_null: int = 99,
@@ -66,13 +66,15 @@ def gate_audit(
     ``pair``, is done with the first seed's gated latents out of the tuned model: ``part`` "whole", or only the "difference"
     between the models, against ``n_matched`` sets of others and ``n_turned`` random directions.  An effect within ``margin``
     is none; ``detectable`` and ``noise_factor`` as in ``decide``.  ``with_lexical``: latents about single words count as found
-    again too, for behaviours that are a fixed sentence.  ``parts``: a folder where what was measured is kept through a kill.
+    again too, for behaviours that are a fixed sentence.  ``drop``: the tokens that are not edited, if not those that ``store`` left
+    out.  ``parts``: a folder where what was measured is kept through a kill.
 
     Source: the negative result on GRPO-LoRA features (ICML 2026 workshop on mechanistic interpretability), of whose protocol the
     abstract alone is public; its gate, thresholds and tests are replaced by stated ones.
     """
-    gate, drop, seeds = gate or Gate(), drop or Drop(), list(seeds)
+    gate, drop, seeds = gate or Gate(), drop or Drop(**store.manifest["drop"]), list(seeds)
     _refuse(seeds, pair, task, n_matched)
+    _refuse_words(part, noise)
     if pair is not None:
         store.check_against(pair)
     keep = partial(_keep, parts, store)
@@ -142,6 +144,12 @@ def _refuse(seeds: list[int], pair: ModelPair | None, task: Task | None, n_match
         )
     if task is not None and pair is not None:
         Corpus.prompts(task.prompts, pair.tokenizer)  # raises without a chat template
+
+
+def _refuse_words(part: str, noise: str) -> None:
+    for name, word, known in (("part", part, get_args(Part)), ("noise", noise, get_args(Noise))):
+        if word not in known:
+            raise ValueError(f"no {name} named {word!r}; known: {', '.join(known)}")
 
 
 def _measured(
