@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.hub.sae_lens_cases import HOOK, NEEDS_SAE_LENS, sae_lens
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.normalizer import Normalizer
-from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, TopK
+from tl_crosscoder.dictionary.sparsity import BatchTopK, PerModel, ReLU, TopK
 from tl_crosscoder.errors import UnreadableFormat
 from tl_crosscoder.hub.convert import convert
 from tl_crosscoder.hub.load import load, origin
@@ -50,8 +50,26 @@ def test_to_dictionary_learning_and_back_every_bit_stays(tmp_path, code_norm, no
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_from_dictionary_learning_and_back_every_bit_stays(tmp_path):
-    written = writers.dictionary_learning(tmp_path / "a", normaliser=False)
+def decoupled(*ks, **settings):
+    """A choice for each model: float32 weights and a threshold each."""
+    made = crosscoder(PerModel(tuple(BatchTopK(k) for k in ks)), "decoupled", **settings)
+    for m, part in enumerate(made.sparsity.parts):
+        part.threshold.fill_(0.7 + m)
+    return made
+
+
+def test_a_choice_for_each_model_keeps_its_thresholds_there_and_back(tmp_path):
+    made, x = decoupled(2, 2, normalised=False), torch.randn(50, 2, 5)
+    back = load(convert(made, "dictionary_learning", tmp_path / "dl"))
+    assert back.config == made.config
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+    assert torch.equal(back(x).recon, made(x).recon)
+
+
+@pytest.mark.parametrize("norm", ["CROSSCODER", "DECOUPLED"])
+def test_from_dictionary_learning_and_back_every_bit_stays(tmp_path, norm):
+    written = writers.dictionary_learning(tmp_path / "a", normaliser=False, norm=norm)
     there = convert(load(written.path), "dictionary_learning", tmp_path / "b")
     tensors = load_file(there / "model.safetensors")
     for name, tensor in written.tensors.items():
@@ -133,6 +151,10 @@ def test_what_the_other_tool_has_no_place_for_is_refused_before_anything_is_writ
     for made, reason in (
         (crosscoder(TopK(2)), "TopK"),
         (Crosscoder(5, 9, BatchTopK(2)), "without a threshold"),
+        (decoupled(2, 3, normalised=False), "a k for each model"),
+        (decoupled(2, 2), "a normaliser beside a decoupled choice"),
+        (decoupled(2, 2).folded(), "a normaliser beside a decoupled choice"),
+        (crosscoder(PerModel((ReLU(), ReLU())), "decoupled", normalised=False), "the sparsity ReLU"),
     ):
         with pytest.raises(UnreadableFormat, match=reason):
             convert(made, "dictionary_learning", tmp_path / "c")

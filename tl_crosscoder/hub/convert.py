@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.normalizer import Normalizer
-from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU
+from tl_crosscoder.dictionary.sparsity import BatchTopK, PerModel, ReLU, Sparsity
 from tl_crosscoder.errors import UnreadableFormat
 from tl_crosscoder.files import replaced_folder
 from tl_crosscoder.hub.room import told_of_room
@@ -20,7 +20,7 @@ from tl_crosscoder.hub.sae_lens.artifact import write_sae_lens
 from tl_crosscoder.hub.save import save
 
 #: Their numbers for our code norms.
-CODE_NORMS = {"sum": (1, "CROSSCODER"), "l2": (2, "SAE"), "none": (4, "NONE")}
+CODE_NORMS = {"sum": (1, "CROSSCODER"), "l2": (2, "SAE"), "none": (4, "NONE"), "decoupled": (5, "DECOUPLED")}
 THEIRS = {"config.json", "model.safetensors"}
 
 
@@ -62,7 +62,7 @@ def write_dictionary_learning(
     if folder.exists() and (others := sorted({entry.name for entry in folder.iterdir()} - THEIRS)):
         raise FileExistsError(f"{folder} holds {others[0]!r}; convert to a folder of its own")
     number, name = CODE_NORMS[crosscoder.code_norm]
-    batch_topk = isinstance(crosscoder.sparsity, BatchTopK)
+    choices = [part for part in _choices(crosscoder.sparsity) if isinstance(part, BatchTopK)]
     tensors = {
         "encoder.weight": crosscoder.W_enc.detach(),
         "encoder.bias": crosscoder.b_enc.detach(),
@@ -78,12 +78,14 @@ def write_dictionary_learning(
         "num_layers": crosscoder.n_models,
         "code_normalization": name,
         "target_rms": 1.0,
-        "dict_class": "BatchTopKCrossCoder" if batch_topk else "CrossCoder",
+        "dict_class": "BatchTopKCrossCoder" if choices else "CrossCoder",
         "trainer": _trainer(extra or {}),
     }
-    if isinstance(crosscoder.sparsity, BatchTopK):
-        tensors |= {"k": torch.tensor(crosscoder.sparsity.k), "threshold": crosscoder.sparsity.threshold}
-        config["k"] = crosscoder.sparsity.k
+    if choices:
+        thresholds = torch.stack([part.threshold for part in choices])
+        apart = crosscoder.code_norm == "decoupled"
+        tensors |= {"k": torch.tensor(choices[0].k), "threshold": thresholds if apart else thresholds[0]}
+        config["k"] = choices[0].k
     with replaced_folder(folder) as new:
         text = json.dumps(
             {key: value for key, value in config.items() if value is not None}, indent=1, allow_nan=False
@@ -97,15 +99,28 @@ def write_dictionary_learning(
 
 def _refuse(crosscoder: Crosscoder) -> None:
     """What the family has no place for."""
-    sparsity = crosscoder.sparsity
+    choices = _choices(crosscoder.sparsity)
+    apart, units = isinstance(crosscoder.sparsity, PerModel), crosscoder.units or crosscoder.normalizer
+    other = [part for part in choices if not isinstance(part, BatchTopK if apart else BatchTopK | ReLU)]
+    ks = [part.k for part in choices if isinstance(part, BatchTopK)]
     reasons = {
-        f"the sparsity {type(sparsity).__name__}": not isinstance(sparsity, BatchTopK | ReLU),
-        "a BatchTopK without a threshold": isinstance(sparsity, BatchTopK) and not sparsity.threshold > 0,
-        "a k that is no whole number": isinstance(sparsity, BatchTopK) and type(sparsity.k) is not int,
+        f"the sparsity {type((*other, None)[0]).__name__}": bool(other),
+        "a BatchTopK without a threshold": any(
+            isinstance(p, BatchTopK) and not p.threshold > 0 for p in choices
+        ),
+        "a k that is no whole number": any(type(k) is not int for k in ks),
+        "a k for each model": len(set(ks)) > 1,
+        "a normaliser beside a decoupled choice": apart
+        and bool(units.mean.any() or (units.scale != 1).any()),
         "an encoder that takes the mean of the models": crosscoder.encoder != "sum",
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise UnreadableFormat(f"dictionary_learning has no place for {found[0]}")
+
+
+def _choices(sparsity: Sparsity) -> tuple[Sparsity, ...]:
+    """The one choice for all models, or that of each."""
+    return sparsity.parts if isinstance(sparsity, PerModel) else (sparsity,)
 
 
 @torch.no_grad()
