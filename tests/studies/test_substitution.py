@@ -91,6 +91,7 @@ def test_identical_models_have_nothing_to_recover(planted, corpus):
         crosscoder, same, corpus, latents_of_interest(), top=(1,), n_specific=4, n_random=1, n_bootstrap=100
     )
     assert kl(result)["none"] == pytest.approx(0, abs=1e-6)
+    assert result.table["recovered"].isna().all() and "nothing to win back" in result.verdict
 
 
 def test_only_predictions_of_the_assistants_tokens_count_and_the_first_nine_apart(planted):

@@ -77,6 +77,8 @@ class SubstitutionResult(StudyResult):
         kl = self.table[self.table["tokens"] == "all"].set_index("condition")
         if not kl.loc["none", "n_tokens"]:
             return "no prediction could be counted: the text is too short, or all of it is left out of the capture."
+        if not kl.loc["none", "kl"] > 0:
+            return "the tuned model predicts the same on the base activations: there is nothing to win back."
         best = [name for name in kl.index if name.startswith("top ") and name.endswith("ranked")]
         parts = [
             f"putting the base activations into the tuned model costs {kl.loc['none', 'kl']:.3g} nats a token"
