@@ -21,6 +21,7 @@ from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.studies.gate_audit.matched_sets import matched_sets, turned
 from tl_crosscoder.studies.gate_audit.tasks import Task
+from tl_crosscoder.studies.predictions import kl, log_probs
 from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.statistics import (
     cohens_dz,
@@ -113,18 +114,17 @@ class Subject:
             mask = kept_tokens(batch, acts, self.drop)
             spoken = torch.zeros_like(batch.assistant)
             spoken[:, :-1] = batch.assistant[:, 1:]  # predicted one token earlier
-            gold = batch.ids.roll(-1, 1)
-            clean = self._log_probs(batch, None)
+            gold = batch.ids.roll(-1, 1)[spoken][:, None]
+            owner, n = spoken.nonzero()[:, 0], spoken.sum(-1).clamp(min=1)
+            clean = self._log_probs(batch, None, spoken)
             for number, condition in enumerate(chosen):
                 make = self._edit(condition, mask)
                 edit = None if make is None else make(lambda acts=acts: acts[:, :, BASE])
-                edited = clean if edit is None else self._log_probs(batch, edit)
-                where = spoken.to(edited.device)
-                likely = edited.gather(-1, gold.to(edited.device)[..., None])[..., 0]
-                kl = (clean.exp() * (clean - edited)).sum(-1)
-                n = where.sum(-1).clamp(min=1)
-                both = torch.stack([(values * where).sum(-1) / n for values in (likely, kl)], -1)
-                found[number, indices] = both.cpu().numpy()
+                edited = clean if edit is None else self._log_probs(batch, edit, spoken)
+                likely = edited.gather(-1, gold.to(edited.device))[:, 0].double()
+                both = torch.stack([likely, kl(clean, edited)], -1).cpu()
+                total = torch.zeros(len(batch), 2, dtype=torch.float64).index_add_(0, owner.cpu(), both)
+                found[number, indices] = (total / n.cpu()[:, None]).numpy()
         yield from found
 
     def _edit(self, condition: Condition, mask: torch.Tensor) -> Callable | None:
@@ -132,8 +132,9 @@ class Subject:
             return None
         return lambda other: ablate(condition.crosscoder, condition.latents, other, part=self.part, mask=mask)
 
-    def _log_probs(self, batch: Any, edit: Any) -> torch.Tensor:
-        return self.pair.run(batch, edit).float().log_softmax(-1)
+    def _log_probs(self, batch: Any, edit: Any, where: torch.Tensor) -> torch.Tensor:
+        logits = self.pair.run(batch, edit)
+        return log_probs(logits, where.to(logits.device))
 
 
 def outcomes(
