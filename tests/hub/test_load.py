@@ -60,6 +60,30 @@ def test_what_is_lost_or_cannot_be_expressed_is_refused_by_name(tmp_path, case):
         load(written.path, **given)
 
 
+def test_thresholds_too_large_for_the_dtype_leave_a_latent_silent(tmp_path):
+    written = writers.llamascopium(tmp_path / "heads", act="jumprelu")
+    change(written.path, lambda t: t["W_D"][0, 3].mul_(1e-6), "sae_weights.safetensors")  # tuned's own
+    for dtype in (torch.float64, torch.float16):
+        made = load(written.path, dtype=dtype)
+        assert made.strengths(torch.tensor([5.0]), torch.tensor([3]))[0].tolist() == [0, 5]
+    written = writers.crosscode(tmp_path / "one")
+    written.tensors["activation_fn.log_threshold_L"].fill_(100.0)
+    torch.save(written.tensors, written.path / "model.pt")
+    made = load(written.path, dtype=torch.float32)
+    assert not made.encode(torch.randn(20, 2, made.d_in)).any()
+    save(made, tmp_path / "kept")
+
+
+def test_numbers_too_large_for_float16_are_refused_and_not_made_infinite(tmp_path):
+    made = Crosscoder(4, 9, ReLU())
+    with torch.no_grad():
+        made.b_dec[0, 0] = 7e4
+    folder = save(made, tmp_path / "c")
+    with pytest.raises(ValueError, match=r"'b_dec' holds numbers too large for float16.*bfloat16"):
+        load(folder, dtype=torch.float16)
+    assert load(folder, dtype=torch.bfloat16).b_dec.isfinite().all()
+
+
 def test_an_sae_that_does_not_say_of_how_many_models_is_sent_to_from_sae_lens(tmp_path):
     save(Crosscoder(4, 9, ReLU()), tmp_path / "c")
     folder = tmp_path / "c" / "sae_lens"

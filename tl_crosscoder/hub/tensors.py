@@ -69,8 +69,8 @@ class SafetensorsWeights:
             straight = target.is_contiguous() and target.dtype == self.dtype(name)
             source = target if straight else _room(room, target.shape, self.dtype(name))
             self._fill(file, start, source)
-            if finite and source.is_floating_point() and not all_finite(source):
-                raise CorruptFile(f"{self.path}: {name!r} holds NaN or Inf")
+            if finite:
+                _refuse_infinite(self.path, name, source, target.dtype)
             if not straight:
                 put(target, source)
 
@@ -113,8 +113,8 @@ class GivenWeights:
 
     def read_into(self, name: str, into: Tensor, *, finite: bool = True) -> None:
         source = self.tensors[name]
-        if finite and source.is_floating_point() and not all_finite(source):
-            raise CorruptFile(f"{self.path}: {name!r} holds NaN or Inf")
+        if finite:
+            _refuse_infinite(self.path, name, source, into.dtype)
         into.copy_(source)
 
 
@@ -128,6 +128,18 @@ def put(target: Tensor, source: Tensor) -> None:
     columns, rows = target.T.view(bits).numpy(), source.view(bits).numpy()
     for start in range(0, len(columns), COLUMNS):
         columns[start : start + COLUMNS] = rows[:, start : start + COLUMNS].T
+
+
+def _refuse_infinite(path: Path, name: str, source: Tensor, dtype: torch.dtype) -> None:
+    """Raise CorruptFile for NaN or Inf, ValueError for numbers that become it in the dtype."""
+    if source.is_floating_point() and not all_finite(source):
+        raise CorruptFile(f"{path}: {name!r} holds NaN or Inf")
+    if dtype == torch.float16 != source.dtype and not all_finite(
+        source.to(dtype)
+    ):  # the one with few exponents
+        raise ValueError(
+            f"{path}: {name!r} holds numbers too large for float16; read it with dtype=torch.bfloat16, or as it is"
+        )
 
 
 def all_finite(tensor: Tensor) -> bool:

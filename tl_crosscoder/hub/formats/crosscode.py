@@ -109,7 +109,10 @@ class Crosscode(Format):
         parts = read_parts(weights, layout, given.dtype)
         kind, arguments = activation(contents)
         if kind == "jumprelu":
-            sparsity = Threshold.of(read(weights, LOG_THRESHOLD).double().exp().to(parts.enc.dtype))
+            # too large for the dtype: never active, as it was
+            sparsity = Threshold.of(
+                read(weights, LOG_THRESHOLD).double().exp().to(parts.enc.dtype).nan_to_num()
+            )
         elif kind == "batchtopk":
             sparsity = BatchTopK(arguments["k"])
             sparsity.threshold = torch.tensor(given.threshold, dtype=parts.enc.dtype)

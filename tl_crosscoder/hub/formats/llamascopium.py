@@ -96,7 +96,8 @@ class Llamascopium(Format):
                 return TopK(contents.settings["top_k"])
             name = next(name for name in LOG_THRESHOLDS if name in contents)
             threshold = read(weights, name).double().exp() / norms[:, head]
-            return Threshold.of(threshold.to(parts.enc.dtype).nan_to_num(0, posinf=0))
+            # too large for the dtype: never active, as it was; 0 / 0: nor is a latent without a decoder
+            return Threshold.of(threshold.to(parts.enc.dtype).nan_to_num())
 
         apart = kind != "relu" and not alike
         if apart:
