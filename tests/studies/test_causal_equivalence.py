@@ -132,7 +132,7 @@ ABOUT = pd.DataFrame(
 
 def test_unrelated_effects_that_grow_with_the_activation_correlate_but_not_given_it():
     effects = effects_of(2000, lambda f, u: f**2 * u, lambda f, v: f**2 * v)
-    row = _scored(effects, [0, 1], ABOUT, 20, 0).iloc[0]
+    row = _scored(effects.assign(conversation=effects.index), [0, 1], ABOUT, 20, 0).iloc[0]
     assert row["ce"] > 0.8 and row["mismatched"] > 0.8  # the null has as much: nothing is shared but the size
     assert abs(row["partial"]) < 0.15
 
@@ -140,7 +140,7 @@ def test_unrelated_effects_that_grow_with_the_activation_correlate_but_not_given
 @pytest.mark.parametrize("n", [0, 1, 7, 8])
 def test_fewer_than_eight_probes_say_nothing(n):
     effects = effects_of(n, lambda f, u: f + u, lambda f, v: f + v, (0,))
-    row = _scored(effects, [0], ABOUT, 20, 0).iloc[0]
+    row = _scored(effects.assign(conversation=effects.index), [0], ABOUT, 20, 0).iloc[0]
     assert row["n_probes"] == n and (n < 8) == np.isnan(row["ce"])
 
 

@@ -158,6 +158,19 @@ def test_correlations_are_scipys_and_nan_where_nothing_varies():
     assert correlation(x, 3 * x + 1) == pytest.approx(1)
 
 
+def test_pairs_of_one_conversation_are_drawn_together_and_count_as_what_they_tell():
+    """Four probes of each of 25 conversations, all alike: no more is known than of 25, and only clusters say so."""
+    rng, owner = np.random.default_rng(0), np.repeat(np.arange(25), 4)
+    hits = {"together": 0, "apart": 0}
+    for trial in range(150):
+        x, y = rng.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]], 25).T[:, owner]
+        for name, clusters in (("together", owner), ("apart", None)):
+            low, high = correlation_interval(x, y, clusters=clusters, n_resamples=300, seed=trial)
+            hits[name] += low <= 0.5 <= high
+    assert hits["together"] >= 0.87 * 150 and hits["apart"] < 0.75 * 150
+    assert math.isnan(correlation_interval(x, y, clusters=np.zeros(100, dtype=int))[0])
+
+
 def test_the_correlation_interval_covers_the_truth():
     rng, covered = np.random.default_rng(7), 0
     for trial in range(200):

@@ -64,8 +64,9 @@ class EquivalenceResult(StudyResult):
     """``table``: one row a latent; ``effects``: one row a probe (not written to JSON).
 
     Columns of ``table``: ``latent, class, delta_norm, cosine`` (of its two decoder rows), ``mean_kl_base, mean_kl_tuned``,
-    ``ce`` with ``ce_low, ce_high`` (95 %, bootstrap over probes), ``spearman``, ``partial`` (given the activation and its square),
-    ``mismatched`` (mean over the five latents nearest in magnitude), ``logit_cosine`` (mean over probes), ``n_probes``.
+    ``ce`` with ``ce_low, ce_high`` (95 %, bootstrap over the probes' conversations), ``spearman``, ``partial`` (given the
+    activation and its square), ``mismatched`` (mean over the five latents nearest in magnitude), ``logit_cosine`` (mean over
+    probes), ``n_probes``.
     A correlation over fewer than 8 probes, or of effects that do not vary, is NaN.
     """
 
@@ -76,7 +77,8 @@ class EquivalenceResult(StudyResult):
         "on the next prediction. Mismatched: the same of two different latents, which is what varying activations alone give."
     )
     notes: ClassVar = (
-        "Intervals: 95 %, bootstrap over probes. A latent with fewer than 8 probes, or without an effect, has no CE.",
+        "Intervals: 95 %, bootstrap over the probes' conversations. "
+        "A latent with fewer than 8 probes, or without an effect, has no CE.",
     )
     index: ClassVar = ("latent",)
 
@@ -182,6 +184,8 @@ def causal_equivalence(
     effects = pd.DataFrame(found, columns=columns)
     numbers = effects.columns.difference(["latent", "sequence", "position"])
     effects[numbers] = effects[numbers].astype(float)
+    conversation = np.asarray(store.corpus.conversations())
+    effects["conversation"] = conversation[effects["sequence"].to_numpy(int)]
     return EquivalenceResult(_scored(effects, chosen, table, n_bootstrap, seed), effects, variant)
 
 
@@ -213,7 +217,9 @@ def _scored(
         }
         enough = len(f) >= LEAST
         low, high = (
-            correlation_interval(base, tuned, n_resamples=n_bootstrap, seed=seed)
+            correlation_interval(
+                base, tuned, clusters=here["conversation"].to_numpy(int), n_resamples=n_bootstrap, seed=seed
+            )
             if enough
             else (np.nan, np.nan)
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from scipy import stats
 
 Interval = tuple[float, float]
@@ -159,7 +159,8 @@ def signed_rank_p(differences: Float[np.ndarray, " n"]) -> float:
 
 def correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
     """Pearson's; NaN where either is constant up to rounding."""
-    return float(_correlations(np.asarray(x, float), np.asarray(y, float), -1))
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    return float(_correlations(x, y, np.ones_like(x)))
 
 
 def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
@@ -186,27 +187,35 @@ def partial_correlation(
 
 
 def correlation_interval(
-    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], *, n_resamples: int = 1000, seed: int = 0
+    x: Float[np.ndarray, " n"],
+    y: Float[np.ndarray, " n"],
+    *,
+    clusters: Integer[np.ndarray, " n"] | None = None,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> Interval:
-    """95 % percentile interval of Pearson's, pairs resampled together; NaN where either is constant.
+    """95 % percentile interval of Pearson's, pairs resampled together, and all of a cluster; NaN where either is constant.
 
     A resample in which one is constant says nothing and is left out.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(x) < 3 or _constant(x) or _constant(y):
+    names, owner = np.unique(np.arange(len(x)) if clusters is None else clusters, return_inverse=True)
+    if len(x) < 3 or len(names) < 2 or _constant(x) or _constant(y):
         return UNKNOWN
-    drawn = np.random.default_rng(seed).integers(len(x), size=(n_resamples, len(x)))
-    found = _correlations(x[drawn], y[drawn], -1)
+    even = np.full(len(names), 1 / len(names))
+    often = np.random.default_rng(seed).multinomial(len(names), even, size=n_resamples)[:, owner]
+    found = _correlations(x, y, often.astype(float))
     found = found[~np.isnan(found)]
     return (float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))) if len(found) > 1 else UNKNOWN
 
 
-def _correlations(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
-    a, b = x - x.mean(axis, keepdims=True), y - y.mean(axis, keepdims=True)
-    size = np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
-    tiny = 1e-12 * x.shape[axis] * np.abs(x).max(axis) * np.abs(y).max(axis)
-    flat = size <= tiny
-    return np.where(flat, np.nan, (a * b).sum(axis) / np.where(flat, 1.0, size))
+def _correlations(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """For each row of weights."""
+    total = weights.sum(-1, keepdims=True)
+    a, b = (v - (weights * v).sum(-1, keepdims=True) / total for v in (x, y))
+    size = np.sqrt((weights * a * a).sum(-1) * (weights * b * b).sum(-1))
+    flat = size <= 1e-12 * len(x) * np.abs(x).max() * np.abs(y).max()
+    return np.where(flat, np.nan, (weights * a * b).sum(-1) / np.where(flat, 1.0, size))
 
 
 def _p(found: Any) -> float:
