@@ -64,7 +64,9 @@ def learned(variant: Variant, seen: PairedActivations, config: DiffConfig) -> Cr
     )
     losses = [MSE(), AuxK(dead_after_tokens=max(10_000, len(seen) // 10)), *variant.losses]
     training = TrainConfig(steps=config.steps, lr=config.lr or 1e-3, decay_fraction=0.3, progress=False)
-    train(crosscoder, source.shuffled(config.batch_size, config.seed), losses, training)
+    history = train(crosscoder, source.shuffled(config.batch_size, config.seed), losses, training)
+    if history.interrupted:  # a half-trained one is no cell
+        raise KeyboardInterrupt
     return crosscoder if variant.n_models == 2 else of_both(crosscoder, Normalizer.fit(seen).mean)
 
 

@@ -96,7 +96,9 @@ def tiny_cell(variant: str, seed: int, folder: Path) -> dict[str, Any]:
         steps=TRAINING.steps, lr=TRAINING.lr, decay_fraction=TRAINING.decay_fraction, progress=False
     )
     losses = [MSE(), AuxK(dead_after_tokens=max(10_000, len(seen) // 10)), *losses]
-    train(crosscoder, seen.shuffled(TRAINING.batch_size, seed), losses, config)
+    history = train(crosscoder, seen.shuffled(TRAINING.batch_size, seed), losses, config)
+    if history.interrupted:  # a half-trained one is no cell
+        raise KeyboardInterrupt
     table = tlc.latent_table(crosscoder, held_out)
     metrics = table.attrs["metrics"]
     row = {"seed": seed} | {name: metrics[name] for name in ("l0", "fve", "fve_difference")}

@@ -54,7 +54,9 @@ def train_once(study: Study, variant: Variant, weight: float, seed: int) -> Cros
     n = min(study.steps, POOL // study.batch_size)
     batches = pool(study.pair, study.batch_size, seed, n)
     config = TrainConfig(steps=study.steps, lr=study.lr, warmup_steps=study.steps // 20, progress=False)
-    train(crosscoder, batches if variant.n_models == 2 else difference(batches), losses, config)
+    history = train(crosscoder, batches if variant.n_models == 2 else difference(batches), losses, config)
+    if history.interrupted:  # a half-trained one is no cell
+        raise KeyboardInterrupt
     return crosscoder
 
 
