@@ -13,7 +13,6 @@ first has all else too, and so on.  Any number of processes goes on from it.
 
 import hashlib
 import json
-import math
 import re
 import shutil
 import tempfile
@@ -25,19 +24,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
-from tl_crosscoder.dictionary.shard import WHOLE, Shard, by_latent
+from tl_crosscoder.dictionary.shard import WHOLE, Shard
 from tl_crosscoder.errors import CorruptFile, NotSaved
-from tl_crosscoder.files import read_header, read_json, replaced_folder, sha256, sync
+from tl_crosscoder.files import read_json, replaced_folder, sha256, sync
 from tl_crosscoder.lock import alone_in
 from tl_crosscoder.ranks import all_do, on_first
+from tl_crosscoder.training.state_files import STATE, divided, file_name, joined, read_tensors, split
 
 #: 2: the state may be in several files.  Version 1 is read.
 FORMAT_VERSION = 2
-STATE, ABOUT = "state.safetensors", "checkpoint.json"
+ABOUT = "checkpoint.json"
 #: The folder, beside the checkpoints, of a step whose loss was not finite.
 CRASHED = "crashed"
 #: Bytes of checkpoint.json; the rows of a million steps, one in 50, need a hundredth.
@@ -112,7 +112,7 @@ def write(checkpoint: Checkpoint, directory: Path, shard: Shard = WHOLE) -> Path
     waiting = folder.with_name(f".{folder.name}-parts")
     index, n = shard.latents.index, shard.latents.size
     tensors: dict[str, Tensor] = {}
-    tree = _split(checkpoint.state, "", tensors)
+    tree = split(checkpoint.state, "", tensors)
 
     def prepare() -> None:
         shutil.rmtree(waiting, ignore_errors=True)
@@ -120,8 +120,8 @@ def write(checkpoint: Checkpoint, directory: Path, shard: Shard = WHOLE) -> Path
 
     def save() -> None:
         if shard.tokens.index == 0:  # the others of its column hold the same
-            mine = {name: tensor for name, tensor in tensors.items() if index == 0 or _divided(name, tensor)}
-            file = waiting / _file(index, n)
+            mine = {name: tensor for name, tensor in tensors.items() if index == 0 or divided(name, tensor)}
+            file = waiting / file_name(index, n)
             save_file(mine, file)
             sync(file)
             about = {"sha256": sha256(file), "tensors": sorted(mine)}
@@ -130,7 +130,7 @@ def write(checkpoint: Checkpoint, directory: Path, shard: Shard = WHOLE) -> Path
     def commit() -> None:
         about = {**vars(checkpoint), "state": tree, "format_version": FORMAT_VERSION, "files": {}}
         with replaced_folder(folder) as new:
-            for file in (waiting / _file(part, n) for part in range(n)):
+            for file in (waiting / file_name(part, n) for part in range(n)):
                 about["files"][file.name] = read_json(file.with_suffix(".json"))
                 file.rename(new / file.name)
             about["digest"] = _digest(about)
@@ -157,7 +157,7 @@ def write(checkpoint: Checkpoint, directory: Path, shard: Shard = WHOLE) -> Path
 def read(folder: Path, shard: Shard = WHOLE) -> Checkpoint:
     """The checkpoint in a folder, or a shard of it; CorruptFile unless every bit of what is read is as it was written."""
     about = _about(folder)
-    state = _joined(about["state"], _tensors(folder, about["files"], shard))
+    state = joined(about["state"], read_tensors(folder, about["files"], shard))
     return Checkpoint(**{name: about[name] for name in Checkpoint.__annotations__} | {"state": state})
 
 
@@ -271,66 +271,3 @@ def _digest(about: dict[str, Any]) -> str:
 
 def _json(value: Any, **options: Any) -> str:
     return json.dumps(value, allow_nan=False, **options)
-
-
-def _split(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """The tree with each tensor's name in its place; ``tensors`` gets them, on the CPU and each in memory of its own."""
-    if isinstance(tree, dict):
-        return {
-            name: _split(value, f"{path}.{name}" if path else name, tensors) for name, value in tree.items()
-        }
-    if isinstance(tree, float) and not math.isfinite(tree):
-        return {"$float": str(tree)}  # JSON has none
-    if not isinstance(tree, Tensor):
-        return tree
-    plain = tree.detach().cpu().contiguous()
-    taken = {tensor.data_ptr() for tensor in tensors.values()}
-    tensors[path] = plain.clone() if plain.data_ptr() in taken else plain
-    return {"$tensor": path}
-
-
-def _joined(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of ``_split``."""
-    if not isinstance(tree, dict):
-        return tree
-    if "$tensor" in tree:
-        return tensors[tree["$tensor"]]
-    if "$float" in tree:
-        return float(tree["$float"])
-    return {name: _joined(value, tensors) for name, value in tree.items()}
-
-
-def _file(index: int, n: int) -> str:
-    """The file of the latents that the process of this index, of n, held."""
-    return STATE if n == 1 else f"state-{index:05d}-of-{n:05d}.safetensors"
-
-
-def _divided(name: str, tensor: Tensor) -> bool:
-    """It has a row for each latent."""
-    return tensor.dim() > 0 and by_latent(name)
-
-
-def _tensors(folder: Path, files: dict[str, Any], shard: Shard) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, of the latents of a shard; a file that has none of them is not read.
-
-    Latent g is row g // n of file g % n, and becomes row g // m of rank g % m.
-    """
-    n, m, index = len(files), shard.latents.size, shard.latents.index
-    common = math.gcd(n, m)
-    found: dict[str, Tensor] = {}
-    for part, (name, about) in enumerate(files.items()):
-        here = (part - index) % common == 0
-        if part and not here:
-            continue
-        read_header(folder / name, about["tensors"])
-        if sha256(folder / name) != about["sha256"]:
-            raise CorruptFile(f"{folder / name} was altered: its sha256 is not that of {ABOUT}")
-        for tensor_name, tensor in load_file(folder / name).items():
-            if not _divided(tensor_name, tensor):
-                found[tensor_name] = tensor.clone()
-            elif here:
-                shape = n * len(tensor) // m, *tensor.shape[1:]
-                whole = found.setdefault(tensor_name, tensor.new_empty(shape))
-                first = next(row for row in range(m) if (row * n + part) % m == index)
-                whole[(first * n + part) // m :: n // common] = tensor[first :: m // common]
-    return found
