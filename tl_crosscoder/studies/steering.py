@@ -98,7 +98,7 @@ class SteeringResult(StudyResult):
             _Side([row for row in mine if (row["prompts"], row["side"]) == (own, s)]) for s in SIDES
         )
         if not (base.complete and tuned.complete):
-            return f"{behaviour}: no answer could be judged, or too few; read the answers."
+            return f"{behaviour}: {'too few answers' if mine else 'no answer'} could be judged; read the answers."
         installed, best = base.best("rate_coherent"), tuned.best("stopped")
         got = (
             f"steered with {installed['target']} at {installed['strength']:g} in {installed['rate_coherent']:.0%} "
