@@ -53,7 +53,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def replaced_folder(directory: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of ``directory`` when the block ends without an error.
 
-    Whatever goes wrong, Ctrl-C included, ``directory`` is then the old one or the new one, whole.
+    Whatever goes wrong, Ctrl-C included, ``directory`` is then the old one or the new one, whole.  Only a kill between two renames
+    finds neither by that name; the old one is then beside it, ``.NAME-….old``.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
