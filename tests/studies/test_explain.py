@@ -159,6 +159,24 @@ def test_what_the_judge_could_not_answer_is_listed_and_the_rest_counts(planted):
     assert set(result.unusable["said"]) == {"hm"}
 
 
+def test_what_the_judge_could_not_answer_is_asked_again_and_what_it_answered_is_not(planted, tmp_path):
+    asked = []
+
+    def moody(works):
+        def say(passage, _):
+            asked.append(works)
+            return Verdict("x" in passage.tokens) if works else Verdict(None, "busy")
+
+        return Fixed(say)
+
+    first = study(planted, judge=moody(False), parts=tmp_path)
+    again = study(planted, judge=moody(True), parts=tmp_path)
+    n = len(asked)
+    third = study(planted, judge=moody(True), parts=tmp_path)
+    assert (first.table["n_unjudged"] > 0).all() and (again.table["n_unjudged"] == 0).all()
+    assert len(asked) == n and third.to_json() == again.to_json()
+
+
 def test_a_latent_that_never_fires_has_no_score_and_stops_nothing(planted):
     crosscoder, _ = planted
     silent = crosscoder.b_enc.detach()[1].clone()

@@ -23,7 +23,7 @@ from tl_crosscoder.figures import Drawing
 from tl_crosscoder.figures.detection import detection_bars
 from tl_crosscoder.figures.text import visible
 from tl_crosscoder.models.activations import PairedActivations
-from tl_crosscoder.studies.judge import Claim, Explainer, Judge, Passage, TokenJudge
+from tl_crosscoder.studies.judge import Claim, Explainer, Judge, Passage, TokenJudge, all_usable
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.passages import BINS, Passages
 from tl_crosscoder.studies.records import records
@@ -133,8 +133,8 @@ def explain(
         fires, silent = passages.firing(j, per_bin, rng), passages.silent(j, n_silent, rng)
         asked = {**fires, **silent}
         claim, wrong = claims.get(j), claims.get(other.get(j, j)) if len(claims) > 1 else None
-        verdicts = judged(f"{j}", lambda c=claim, a=asked: _verdicts(judge, c, a))
-        shuffled = judged(f"{j}-shuffled", lambda c=wrong, a=asked: _verdicts(judge, c, a))
+        verdicts = judged(f"{j}", lambda c=claim, a=asked: _verdicts(judge, c, a), _usable)
+        shuffled = judged(f"{j}-shuffled", lambda c=wrong, a=asked: _verdicts(judge, c, a), _usable)
         mine = {(b, s): _accuracy(verdicts, b, s) for s in SILENT for b in BINS}
         null = [_accuracy(shuffled, b, "random")[0] for b in BINS]
         bins += [
@@ -160,6 +160,10 @@ def explain(
         table = table.assign(**_promoted(effects, latents))
     known = pd.DataFrame() if effects is None else effects
     return ExplainResult(table, pd.DataFrame(bins), groups_table, pd.DataFrame(unusable), known)
+
+
+def _usable(verdicts: dict[str, list[Any]]) -> bool:
+    return all(map(all_usable, verdicts.values()))
 
 
 def _promoted(effects: pd.DataFrame, latents: list[int]) -> dict[str, list[str]]:

@@ -3,9 +3,9 @@
 A judge never sees which model, latent or strength a text comes from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tl_crosscoder.data.planted import Behaviour
 
@@ -56,6 +56,11 @@ class Verdict(NamedTuple):
 
     holds: bool | None
     said: str = ""
+
+
+def all_usable(verdicts: Iterable[Sequence[Any]]) -> bool:
+    """Whether the judge said something usable of every passage; what it did not is asked again another time."""
+    return all(verdict[0] is not None for verdict in verdicts)
 
 
 @runtime_checkable

@@ -26,14 +26,18 @@ class Parts:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(self.folder / "about.json", text)
 
-    def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
-        """``name`` tells the part from the others; letters, digits and hyphens."""
-        if self.folder is None:
-            return json.loads(json.dumps(compute()))
-        path = self.folder / f"{name}.json"
-        if not path.exists():
-            _write(path, json.dumps(compute()))
-        return json.loads(path.read_text(encoding="utf-8"))
+    def __call__(
+        self, name: str, compute: Callable[[], Any], keep: Callable[[Any], bool] = lambda _: True
+    ) -> Any:
+        """``name`` tells the part from the others; letters, digits and hyphens.  What ``keep`` denies is made anew next time."""
+        path = None if self.folder is None else self.folder / f"{name}.json"
+        if path is not None and path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        text = json.dumps(compute())
+        value = json.loads(text)
+        if path is not None and keep(value):
+            _write(path, text)
+        return value
 
 
 def _write(path: Path, text: str) -> None:

@@ -27,7 +27,7 @@ from tl_crosscoder.interventions import Part
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.studies.judge import Claim, Judge, KeywordJudge, Passage, Verdict
+from tl_crosscoder.studies.judge import Claim, Judge, KeywordJudge, Passage, Verdict, all_usable
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.pushes import LATENTS, Push, digest, pushes
@@ -233,7 +233,11 @@ def steering(
             answers = spoken(f"{side}-{number}", lambda s=side, v=push.vector, at=at: sweep.speak(s, v, at))
             for group, (name, claim, kind, questions) in enumerate(asked):
                 said = [answer for answer in answers if answer["prompt"] in questions]
-                verdicts = judged(f"{side}-{number}-{group}", lambda c=claim, a=said: _judged(judge, c, a))
+                verdicts = judged(
+                    f"{side}-{number}-{group}",
+                    lambda c=claim, a=said: _judged(judge, c, a),
+                    lambda made, c=claim: c is None or all_usable(made),
+                )
                 where = {"behaviour": name, "prompts": kind, "side": side}
                 frames.append(answer_rows(where, push, said, verdicts))
     answers = pd.concat(frames, ignore_index=True)
