@@ -93,6 +93,17 @@ def test_matched_sets_are_as_large_and_as_loud_and_share_no_member_with_the_targ
     assert draws == matched_random(table, chosen, n_draws=40, seed=0)
 
 
+def test_a_latent_that_writes_into_base_alone_is_matched_by_what_it_writes_there():
+    """As a partition's own latents of base are: ranked by the difference they may lead, and are no reason to stop."""
+    table = loud_table().assign(norm_base=1.0)
+    table.loc[[1, 2], "norm_tuned"] = 0.0
+    table.loc[1, ["mean_act", "frequency"]] = [4.0, 0.1]
+    draws = [ids[0] for ids in matched_random(table, [1], n_draws=40, seed=0)]
+    loud = table["mean_act"] * table["frequency"] * table["norm_tuned"]
+    assert 2 not in draws
+    assert loud[draws].mean() == pytest.approx(0.4, rel=0.1)
+
+
 def test_matching_a_latent_that_never_fired_is_refused():
     with pytest.raises(ValueError, match="never fired"):
         matched_random(loud_table(), [10], n_draws=1, seed=0)

@@ -20,20 +20,20 @@ def matched_random(
     table: pd.DataFrame, latents: Sequence[int], *, n_draws: int, seed: int, exclude: Sequence[int] = ()
 ) -> list[list[int]]:
     """``n_draws`` sets as large as ``latents``, each member near one of them in mean written magnitude ``E[f_j]
-    ‖d_j^tuned‖``.
+    ‖d_j^tuned‖``; one that writes into base alone is matched by what it writes there.
 
     Drawn without replacement from the live latents outside ``latents`` and ``exclude``.  Matching on magnitude
     keeps a control from failing only because it is quieter."""
-    magnitude = written_magnitude(table)
-    magnitude = np.log(magnitude, where=magnitude > 0, out=np.full(len(table), np.nan))
-    magnitude[table["n_fired"].to_numpy() == 0] = np.nan
+    magnitude = _log(written_magnitude(table), table)
     place = {int(latent): i for i, latent in enumerate(table.index)}
-    wanted = magnitude[[place[j] for j in latents]]
+    asked = [place[j] for j in latents]
+    wanted = magnitude[asked]
+    if np.isnan(wanted).any() and "norm_base" in table:
+        in_base = (table["mean_act"] * table["frequency"] * table["norm_base"]).to_numpy(float)
+        wanted = np.where(np.isnan(wanted), _log(in_base, table)[asked], wanted)
     if np.isnan(wanted).any():
-        silent = [j for j in latents if np.isnan(magnitude[place[j]])]
-        raise ValueError(
-            f"latents {silent} never fired, or write nothing into the tuned model: nothing can be matched to them."
-        )
+        silent = [j for j, value in zip(latents, wanted, strict=True) if np.isnan(value)]
+        raise ValueError(f"latents {silent} never fired, or write nothing: nothing can be matched to them.")
     free = magnitude.copy()
     free[[place[j] for j in {*latents, *exclude}]] = np.nan
     if (n_free := int(np.isfinite(free).sum())) < len(wanted):
@@ -43,6 +43,12 @@ def matched_random(
     rng = np.random.default_rng(seed)
     ids = table.index.to_numpy()
     return [ids[_draw(free, wanted, rng)].tolist() for _ in range(n_draws)]
+
+
+def _log(magnitude: Float[np.ndarray, " d_sae"], table: pd.DataFrame) -> Float[np.ndarray, " d_sae"]:
+    """NaN where nothing is written or the latent never fired."""
+    live = (magnitude > 0) & (table["n_fired"].to_numpy() > 0)
+    return np.log(magnitude, where=live, out=np.full(len(table), np.nan))
 
 
 def _draw(free: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> list[int]:
