@@ -22,6 +22,11 @@ from tl_crosscoder.types import BASE, TUNED
 D_IN, D_SAE, BATCH, K = 5, 24, 16, 3
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time():
+    torch.manual_seed(0)
+
+
 def crosscoder(sparsity=None, same=False, dtype=torch.float64, **settings):
     made = Crosscoder(
         D_IN,

@@ -19,7 +19,8 @@ def with_weights_of(plain, k=2, **settings):
 
 @pytest.mark.parametrize("settings", [{"k": 4}, {"encoder": "mean"}, {"code_norm": "l2"}])
 def test_equal_weights_that_give_other_codes_have_another_hash(settings):
-    plain, x = Crosscoder(4, 8, TopK(2), init=Init(seed=1)), torch.randn(64, 2, 4)
+    torch.manual_seed(0)
+    plain, x = Crosscoder(4, 8, TopK(2), init=Init(seed=1)), torch.randn(2000, 2, 4)
     with torch.no_grad():
         plain.W_dec[:4, 1] *= 3
         plain.b_enc.normal_()
