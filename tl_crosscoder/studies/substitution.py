@@ -188,18 +188,11 @@ def substitution(
     for name, other in against.items():
         theirs = _about_latents(other.table, other.ranking, other.crosscoder, others[name], False, draws)
         asked |= {f"{name}: {kind}": c for kind, c in (whole(others[name]) | theirs).items()}
-    about: dict[str, Any] = {"study": "substitution"}
-    if parts is not None:
-        about |= {"weights": weights_sha256(crosscoder), "pair": pair.fingerprint, "corpus": corpus.sha256}
-        about |= {"drop": asdict(drop), "max_tokens": max_tokens}
-        # in their order: a part is known by its condition's place
-        about |= {"conditions": [[name, condition.latents] for name, condition in asked.items()]}
-        about |= {"published": True} if published else {}
-        about |= (
-            {"against": [[n, c.reads, weights_sha256(c.crosscoder)] for n, c in against.items()]}
-            if against
-            else {}
-        )
+    about = {} if parts is None else _parts_of(crosscoder, pair, corpus, against)
+    about |= {"study": "substitution", "drop": asdict(drop), "max_tokens": max_tokens}
+    # in their order: a part is known by its condition's place
+    about |= {"conditions": [[name, condition.latents] for name, condition in asked.items()]}
+    about |= {"published": True} if published else {}
     batches = list(corpus.batches(max_tokens))
     reading = lambda batch: Reading(own, pair, batch, drop, published)
     per_sequence, dictionaries = _measure(
@@ -209,6 +202,15 @@ def substitution(
     return SubstitutionResult(
         *summarise(merged, per_sequence, asked, n_bootstrap, seed), merged, dictionaries
     )
+
+
+def _parts_of(
+    crosscoder: Crosscoder, pair: ModelPair, corpus: Corpus, against: Mapping[str, Comparator]
+) -> dict[str, Any]:
+    """What a finished part was made with: weights, models, text and the dictionaries that are compared."""
+    about = {"weights": weights_sha256(crosscoder), "pair": pair.fingerprint, "corpus": corpus.sha256}
+    others = [[n, c.reads, weights_sha256(c.crosscoder)] for n, c in against.items()]
+    return about | ({"against": others} if others else {})
 
 
 def _others(against: Mapping[str, Comparator], crosscoder: Crosscoder) -> dict[str, Dictionary]:
