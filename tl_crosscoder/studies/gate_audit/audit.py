@@ -16,7 +16,7 @@ from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.corpus import Corpus
 from tl_crosscoder.models.drop import Drop
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.studies.gate_audit.ablation import conditions, effects, marked, outcomes
+from tl_crosscoder.studies.gate_audit.ablation import Condition, conditions, effects, marked, outcomes
 from tl_crosscoder.studies.gate_audit.arms import ARMS, Noise, arm
 from tl_crosscoder.studies.gate_audit.gates import Gate, count_table, measured
 from tl_crosscoder.studies.gate_audit.lexical import words_of
@@ -104,12 +104,8 @@ def gate_audit(
         sets = {"n_matched": n_matched, "n_turned": n_turned, "seed": seed}
         chosen, outside = conditions(first.crosscoder, tables["target"][0], first.gated, first.alive, **sets)
         how = {"part": part, "drop": drop, "max_new_tokens": max_new_tokens}
-        kept = keep(
-            first.crosscoder, conditions=[[c.kind, c.latents] for c in chosen], models=pair.fingerprint,
-            task=[task.name, *task.prompts], gold=list(task.gold) if task.gold else None,
-            off_task=list(off_task.prompts) if off_task else [], part=part, tokens=max_new_tokens,
-            drop=asdict(drop), seed=seed,
-        )  # fmt: skip
+        about = _asked(pair, task, off_task, chosen) | {"part": part, "tokens": max_new_tokens}
+        kept = keep(first.crosscoder, **about, drop=asdict(drop), seed=seed)
         said = kept(
             "answers", lambda: records(outcomes(pair, task, off_task, chosen, progress=progress, **how))
         )
@@ -129,6 +125,17 @@ def gate_audit(
     settings = {"gate": asdict(gate), "seeds": seeds, "noise": noise, "evidence": asdict(evidence)}
     counts = count_table(tables, gate)
     return AuditResult(counts, stability, described, ablation, answers, word, reasons, settings)
+
+
+def _asked(pair: ModelPair, task: Task, off_task: Task | None, chosen: Sequence[Condition]) -> dict[str, Any]:
+    """What the answers are kept by: the models, what they are asked, and what is taken out."""
+    return {
+        "conditions": [[c.kind, c.latents] for c in chosen],
+        "models": pair.fingerprint,
+        "task": [task.name, *task.prompts],
+        "gold": list(task.gold) if task.gold else None,
+        "off_task": list(off_task.prompts) if off_task else [],
+    }
 
 
 def _refuse(seeds: list[int], pair: ModelPair | None, task: Task | None, n_matched: int) -> None:
