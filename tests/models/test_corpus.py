@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tl_crosscoder.errors import CorruptFile, EmptyData
 from tl_crosscoder.models.answers import own_answers
-from tl_crosscoder.models.corpus import Corpus, load_text_source
+from tl_crosscoder.models.corpus import Corpus
+from tl_crosscoder.models.text_source import load_text_source
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo!"}]
 CHATML = (

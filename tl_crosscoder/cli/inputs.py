@@ -33,7 +33,7 @@ def load_pair(
 
 
 def read_corpus(pair: "ModelPair", text: list[str], context: int, limit: int | None) -> "Corpus":
-    from tl_crosscoder.models.corpus import load_text_source
+    from tl_crosscoder.models.text_source import load_text_source
 
     each = -(-limit // len(text)) if limit else None  # the same share of every source
     parts = [load_text_source(source, pair.tokenizer, context=context, max_tokens=each) for source in text]

@@ -22,14 +22,12 @@ from tl_crosscoder.models.chats import (
     Marked,
     as_messages,
     tokenise_chats,
-    with_bos,
 )
 from tl_crosscoder.models.text_files import Rows, read_dataset, read_file
-from tl_crosscoder.models.tokenizer import special_ids
+from tl_crosscoder.models.texts import CHAT_CONTEXTS, checked_context, enough, tokenise_texts
 from tl_crosscoder.models.tokens import Side, TokenBatch
 
 FLAGS = {"special": SPECIAL, "template": TEMPLATE, "assistant": ASSISTANT, "preamble": PREAMBLE}
-CHAT_CONTEXTS = 4  # chats are not cut into windows; of a file's or dataset's they keep this many contexts
 TENSORS = {"ids": "I32", "offsets": "I64", "flags": "U8", "source": "I32", "source_names": "U8"}
 Indices = Sequence[int] | np.ndarray | Tensor | range
 
@@ -90,17 +88,7 @@ class Corpus:
         """
         if isinstance(texts, str):
             raise TypeError("from_texts wants a list of documents, got one string; pass [text].")
-        bos, special = tokenizer.bos_token_id, np.array(sorted(special_ids(tokenizer)))
-        body = _positive(context) - (bos is not None)
-        documents = _documents(texts, tokenizer)
-        if windows:
-            stream = np.concatenate([np.zeros(0, dtype=np.int64), *documents])
-            documents = [stream[at : at + body] for at in range(0, len(stream), body)]
-        marked = [
-            with_bos(ids[:body], np.isin(ids[:body], special) * SPECIAL, bos, SPECIAL)
-            for ids in documents
-            if len(ids)
-        ]
+        marked = tokenise_texts(texts, tokenizer, context=context, windows=windows)
         return cls.from_sequences(marked, source)
 
     @classmethod
@@ -113,7 +101,7 @@ class Corpus:
         template's ``{% generation %}`` blocks, or else the assistant's messages and the token that ends the
         turn.  ``preamble`` marks the prefix that all these chats share.  Raises ValueError without a chat template.
         """
-        limit = _positive(context)
+        limit = checked_context(context)
         marked = tokenise_chats(as_messages(chats), tokenizer)
         return cls.from_sequences([(ids[:limit], flags[:limit]) for ids, flags in marked], source)
 
@@ -154,13 +142,8 @@ class Corpus:
         At most ``limit`` rows are read, and none after there is text for ``max_tokens``, of which the first ones are taken.
         ``config`` is the dataset's configuration.  The source is ``NAME[@CONFIG]:SPLIT[:COLUMN]``.
         """
-        rows, found = Rows(), 0
-        for part in read_dataset(name, split, column, limit, config):
-            rows += part
-            if max_tokens is not None:
-                found += _count(part, tokenizer, context)
-                if found >= max_tokens:
-                    break
+        parts = read_dataset(name, split, column, limit, config)
+        rows = enough(parts, max_tokens, tokenizer, context)
         told = (Path(name).name if Path(name).exists() else name) + (f"@{config}" if config else "")
         source = source or ":".join(filter(None, (told, split, column)))
         corpus = cls._from_rows(rows, tokenizer, context, source)
@@ -372,63 +355,3 @@ def split_groups(groups: np.ndarray, fraction: float, seed: int) -> tuple[np.nda
     taken = order[: 1 + int(np.abs(counts - fraction * len(groups)).argmin())]
     first = np.isin(groups, members[taken])
     return np.flatnonzero(first), np.flatnonzero(~first)
-
-
-def load_text_source(
-    source: str | Path,
-    tokenizer: Any,
-    *,
-    context: int = 128,
-    limit: int | None = None,
-    max_tokens: int | None = None,
-) -> Corpus:
-    """The corpus behind a command-line word: a text or chat file, or ``DATASET[@CONFIG][:SPLIT[:COLUMN]]``.
-
-    With ``max_tokens`` the first ones; of a dataset no more rows are read than they need.
-    """
-    if Path(source).is_file():
-        corpus = Corpus.from_file(source, tokenizer, context=context)
-        return corpus if max_tokens is None else corpus.take(max_tokens)
-    if Path(source).suffix in (".txt", ".jsonl"):
-        raise FileNotFoundError(
-            f"there is no file {str(source)!r}; name a .txt or .jsonl file, or a dataset."
-        )
-    word, split, column = (*str(source).split(":"), "", "")[:3]
-    name, _, config = (word, "", "") if Path(word).exists() else word.partition("@")
-    return Corpus.from_dataset(
-        name,
-        tokenizer,
-        split=split or "train",
-        column=column or None,
-        config=config or None,
-        limit=limit,
-        max_tokens=max_tokens,
-        context=context,
-    )
-
-
-def _documents(texts: Iterable[str], tokenizer: Any) -> list[np.ndarray]:
-    """The ids of each text that is not empty, without a BOS of its own."""
-    bos = tokenizer.bos_token_id
-    documents = [np.array(ids, dtype=np.int64) for ids in _encode([t for t in texts if t], tokenizer)]
-    return [ids[ids[:1].tolist() == [bos] :] for ids in documents]
-
-
-def _count(rows: Rows, tokenizer: Any, context: int) -> int:
-    """Tokens that these rows bring at least, whatever others stand beside them."""
-    texts = sum(len(ids) for ids in _documents(rows.texts, tokenizer))
-    chats = tokenise_chats(as_messages(rows.chats), tokenizer) if rows.chats else []
-    return texts + sum(min(len(ids), CHAT_CONTEXTS * context) for ids, _ in chats)
-
-
-def _encode(texts: list[str], tokenizer: Any) -> Iterator[list[int]]:
-    for at in range(0, len(texts), 1024):
-        yield from tokenizer(texts[at : at + 1024], add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def _positive(context: int) -> int:
-    if context < 2:
-        raise ValueError(
-            f"context={context}; wanted at least 2 tokens, since the first of each sequence is BOS."
-        )
-    return context
