@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -205,26 +206,14 @@ def steering(
     if part not in get_args(Part):
         raise ValueError(f"no part {part!r} of a latent; known: {', '.join(get_args(Part))}")
     made = pushes(crosscoder, table, latents, part=part, n_controls=n_controls, seed=seed)
-    judge, drop = judge or KeywordJudge(), drop or Drop()
+    judge, asked = judge or KeywordJudge(), _asked(behaviours, open_prompts)
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    about = how | {
-        "study": "steering",
-        "models": pair.fingerprint,
-        "vectors": digest(made),
-        "strengths": strengths,
-        "prompts": prompts,
-        "text": None if ordinary is None else ordinary.sha256,
-        "drop": asdict(drop),
-    }
-    claims = [(b.name, Claim.of(b), "heldout", b.heldout) for b in behaviours]
-    claims += [(b.name, Claim.of(b), "open", open_prompts) for b in behaviours]
-    asked = [group for group in claims if group[-1]] or [("not judged", None, "open", open_prompts)]
+    sweep = Sweep(pair, prompts, ordinary, drop=drop or Drop(), **how)
+    about = sweep.about | {"study": "steering", "vectors": digest(made), "strengths": strengths}
     spoken = Parts(parts, **about)
-    judged = Parts(
-        parts, **about, judge=judge.name, claims=[[asdict(c) if c else None, p] for _, c, _, p in asked]
-    )
+    claims = [[asdict(claim) if claim else None, questions] for _, claim, _, questions in asked]
+    judged = Parts(parts, **about, judge=judge.name, claims=claims)
 
-    sweep = Sweep(pair, prompts, ordinary, drop=drop, **how)
     nothing = Push("none", LATENTS, 0, torch.zeros(crosscoder.d_in))
     frames = []
     for side in SIDES:
@@ -241,10 +230,7 @@ def steering(
                 where = {"behaviour": name, "prompts": kind, "side": side}
                 frames.append(answer_rows(where, push, said, verdicts))
     answers = pd.concat(frames, ignore_index=True)
-    plain = (answers["target"] == "none").to_numpy()
-    surprise = answers[["perplexity_base", "perplexity_tuned"]].to_numpy(float).min(axis=1)
-    ceiling = float(surprise[plain].max())
-    answers["coherent"] = surprise <= ceiling * (1 + 1e-6)
+    answers["coherent"], ceiling = _coherent(answers)
     summary = summarise(answers, made, sweep.typical_norm)
     return SteeringResult(summary, answers.drop(columns=["nll_base", "nll_tuned", "nll_text"]), ceiling)
 
@@ -252,6 +238,7 @@ def steering(
 def _refuse(
     latents: list[int], strengths: list[float], prompts: list[str], table: pd.DataFrame, n_controls: int
 ) -> None:
+    """What could give no figure, before any model runs."""
     if not latents or not prompts:
         raise ValueError(f"steering needs latents and prompts, got {len(latents)} and {len(prompts)}.")
     if not strengths or not all(map(math.isfinite, strengths)):
@@ -264,7 +251,26 @@ def _refuse(
         )
 
 
+def _asked(
+    behaviours: Sequence[Behaviour], open_prompts: Sequence[str]
+) -> list[tuple[str, Claim | None, str, Sequence[str]]]:
+    """Behaviour, what the judge is asked about it, kind of prompts and these prompts; no claim where there is no behaviour."""
+    claims = [(b.name, Claim.of(b), "heldout", b.heldout) for b in behaviours]
+    claims += [(b.name, Claim.of(b), "open", open_prompts) for b in behaviours]
+    return [group for group in claims if group[-1]] or [("not judged", None, "open", open_prompts)]
+
+
+def _coherent(answers: pd.DataFrame) -> tuple[np.ndarray, float]:
+    """Whether each answer is coherent, and the ceiling: the highest perplexity, under the model that finds it likelier, of an
+    answer given without steering."""
+    plain = (answers["target"] == "none").to_numpy()
+    surprise = answers[["perplexity_base", "perplexity_tuned"]].to_numpy(float).min(axis=1)
+    ceiling = float(surprise[plain].max())
+    return surprise <= ceiling * (1 + 1e-6), ceiling
+
+
 def _judged(judge: Judge, claim: Claim | None, said: list[Answer]) -> list[Verdict]:
+    """What the judge makes of each answer; nothing where there is no claim."""
     if claim is None:
         return [Verdict(None)] * len(said)
     return judge.holds(claim, [Passage((a["answer"],), asked=a["prompt"]) for a in said])

@@ -1,6 +1,7 @@
 """The answers of a pair to a few prompts under one vector at many strengths, and how likely the unsteered models find them."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,7 +25,10 @@ Answer = dict[str, Any]
 
 
 class Sweep:
-    """``typical_norm``: of each model's residual stream at the prompts' kept tokens, the median."""
+    """``typical_norm``: of each model's residual stream at the prompts' kept tokens, the median.
+
+    ``about``: all that the answers depend on but the vectors and strengths.
+    """
 
     def __init__(
         self,
@@ -38,6 +42,15 @@ class Sweep:
         seed: int,
     ):
         self.pair, self.prompts, self.n = pair, prompts, max_new_tokens
+        self.about: dict[str, Any] = {
+            "models": pair.fingerprint,
+            "prompts": prompts,
+            "text": None if ordinary is None else ordinary.sha256,
+            "drop": asdict(drop),
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
         self.stops = turn_ends(pair)
         self.sampling = {"temperature": temperature, "seed": seed, "stop_ids": self.stops}
         self.batch, self.mask, acts = self._open(Corpus.prompts(prompts, pair.tokenizer), drop, "left")
