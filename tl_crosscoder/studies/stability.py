@@ -117,12 +117,7 @@ def stability(
             "only those of one pair of models at one hook can be compared"
         )
     acts = None if batches is None else acts_of((a, b), batches, most_tokens)
-    if alive is not None:
-        fired = [torch.tensor(np.asarray(n, dtype=float)) for n in alive]
-    elif acts is not None:
-        fired = [torch.from_numpy(np.diff(each.indptr)).double() for each in (acts.a, acts.b)]
-    else:
-        fired = [torch.ones(each.d_sae, dtype=torch.float64) for each in (a, b)]
+    fired = _firings(a, b, alive, acts)
     labels = [classify(_delta(each).tolist(), n.tolist()) for each, n in zip((a, b), fired, strict=True)]
     rows = [each.decoder_rows().detach().float() for each in (a, b)]
     living = [(n > 0).nonzero()[:, 0] for n in fired]
@@ -143,20 +138,13 @@ def stability(
         found = whole if name == ALIVE else match_latents(rows[0][mine[0]], rows[1][mine[1]])
 
         part, both = name.replace("_", "-"), all(map(len, mine))
-
-        def of_directions(mine=mine) -> dict[str, list[float]]:
-            return _direction_nulls(rows, living, mine, at_least, n_draws, seed)
-
-        def of_acts(mine=mine) -> dict[str, list[float]]:
-            assert acts is not None
-            return _acts_nulls(acts, living, mine, at_least, n_draws, seed)
-
-        chance = kept(f"nulls-{part}", of_directions) if both else {}
+        how = (mine, at_least, n_draws, seed)
+        chance = kept(f"nulls-{part}", lambda h=how: _direction_nulls(rows, living, *h)) if both else {}
         elsewhere = float(np.mean([j in close for j in mine[0].tolist()])) if len(mine[0]) else np.nan
         table.append({"class": name, "by": "directions"} | _row(found, at_least, chance, elsewhere))
         if acts is not None:
             together = match_acts(acts.a, acts.b, *mine)
-            chance = kept(f"shifts-{part}", of_acts) if both else {}
+            chance = kept(f"shifts-{part}", lambda h=how, x=acts: _acts_nulls(x, living, *h)) if both else {}
             table.append({"class": name, "by": "activations"} | _row(together, at_least, chance, np.nan))
     return StabilityResult(
         pd.DataFrame(table),
@@ -166,6 +154,17 @@ def stability(
     )
 
 
+def _firings(
+    a: Crosscoder, b: Crosscoder, alive: tuple[pd.Series, pd.Series] | None, acts: SharedActs | None
+) -> list[Tensor]:
+    """How often each latent of both fired: as ``alive`` says, or in ``acts``, or without either once."""
+    if alive is not None:
+        return [torch.tensor(np.asarray(n, dtype=float)) for n in alive]
+    if acts is not None:
+        return [torch.from_numpy(np.diff(each.indptr)).double() for each in (acts.a, acts.b)]
+    return [torch.ones(each.d_sae, dtype=torch.float64) for each in (a, b)]
+
+
 def _delta(crosscoder: Crosscoder) -> Tensor:
     """``delta_norm``; of one model there is none."""
     norms = crosscoder.decoder_norms().detach()
@@ -173,12 +172,14 @@ def _delta(crosscoder: Crosscoder) -> Tensor:
 
 
 def _of_class(ids: Int[Tensor, " alive"], kinds: list[str], name: str) -> Int[Tensor, " latent"]:
+    """The living latents of one class."""
     return ids if name == ALIVE else ids[[kinds[j] == name for j in ids.tolist()]]
 
 
 def _direction_nulls(
     rows: list[Tensor], living: list[Tensor], mine: list[Tensor], at_least: float, n: int, seed: int
 ) -> dict[str, list[float]]:
+    """The share matched by direction in each draw of each null."""
     found = {"rotation": rotation_null(rows[0][mine[0]], rows[1][mine[1]], n_draws=n, seed=seed)}
     if chosen := _chosen(living, mine):
         found["random"] = random_null(rows[0], rows[1], living[0], living[1], chosen, n_draws=n, seed=seed)
@@ -188,6 +189,7 @@ def _direction_nulls(
 def _acts_nulls(
     acts: SharedActs, living: list[Tensor], mine: list[Tensor], at_least: float, n: int, seed: int
 ) -> dict[str, list[float]]:
+    """The share matched by activations in each draw of each null."""
     found = {"shift": shift_null(acts, *mine, n_draws=n, seed=seed)}
     if chosen := _chosen(living, mine):
         found["random"] = random_acts_null(acts, living[0], living[1], chosen, n_draws=n, seed=seed)
@@ -231,6 +233,7 @@ def _row(
 def _pairs(
     whole: Matching, living: list[Tensor], labels: list[list[str]], acts: SharedActs | None
 ) -> pd.DataFrame:
+    """A row a pair of living latents, the most similar first."""
     a, b = living[0][whole.pairs[:, 0]].tolist(), living[1][whole.pairs[:, 1]].tolist()
     table = pd.DataFrame({"a": a, "b": b, "cosine": whole.similarity.double().numpy()})
     table["class_a"], table["class_b"] = [labels[0][j] for j in a], [labels[1][i] for i in b]
