@@ -2,25 +2,22 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.files import read_json, sha256
 from tl_crosscoder.hub.card import card
+from tl_crosscoder.hub.checks import Check, check_all
 from tl_crosscoder.hub.folder import saved_in
 from tl_crosscoder.hub.manifest import paths_in, write_manifest
 from tl_crosscoder.hub.pictures import draw_pictures
 from tl_crosscoder.hub.push import push
-from tl_crosscoder.hub.sae_lens.artifact import FOLDER
-from tl_crosscoder.hub.sae_lens.thresholds import inexpressible
 from tl_crosscoder.hub.save import WEIGHTS, load, read_config, save
-from tl_crosscoder.hub.secrets import find_secrets
 from tl_crosscoder.hub.source import check_repo
 from tl_crosscoder.hub.study import Study
 from tl_crosscoder.models.manifest import MANIFEST as ACTS_MANIFEST
@@ -28,16 +25,6 @@ from tl_crosscoder.models.manifest import read_manifest, trained_on
 
 README, TABLE, REPORT, ACTS = "README.md", "latents.parquet", "report", "acts"
 LARGEST_METRICS = 64 << 20  # bytes
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at; where it is ``needed`` and has not ``passed``, nothing is published."""
-
-    name: str
-    passed: bool
-    text: str
-    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,37 +89,20 @@ def publish(
     if len(base_model) not in (0, 2):
         raise ValueError(f"base_model wants both models, base first, got {', '.join(base_model)}")
     crosscoder, study, from_run = _opened(what, Study(extra or {}, table, metrics or {}, base_model))
-    pages = from_run / REPORT if report is True and from_run else report
-    if pages is True or (pages and not (Path(pages) / "index.html").is_file()):
-        raise FileNotFoundError(
-            f"no report at {pages}; write it with `tl-crosscoder report`, or leave it out"
-            if pages is not True
-            else "report=True wants a run folder; give the report's own folder"
-        )
+    pages = _report(report, from_run)
     with tempfile.TemporaryDirectory(prefix="publish-") as temporary:
         folder = save(crosscoder, Path(temporary) / "files", extra=study.kept, table=study.table)
         if study.table is not None:
             study.table.to_parquet(folder / TABLE)
         if pages:
-            if links := [path for path in sorted(Path(pages).rglob("*")) if path.is_symlink()]:
-                raise ValueError(
-                    f"{links[0]} is a link, and what it leads to may not be meant for others; copy it, or take it out"
-                )
-            shutil.copytree(pages, folder / REPORT)
+            _copy_report(pages, folder / REPORT)
         pictures = draw_pictures(folder, study) if figures else ()
         text = card(
             repo, crosscoder, study, paths_in(folder), pictures, license=license, datasets=datasets, language=language
         )  # fmt: skip
         (folder / README).write_text(text, encoding="utf-8")
         write_manifest(folder)
-        checks = (
-            _same(crosscoder, load(folder)),
-            _licence(license),
-            _base_models(study.base_models()),
-            _nothing_secret(folder, allow),
-            _sae_lens(crosscoder),
-            _measured(study),
-        )
+        checks = check_all(folder, crosscoder, study, license, allow)
         files = {path: (folder / path).stat().st_size for path in paths_in(folder)}
         publication = Publication(repo, private, files, text, checks)
         if dry_run:
@@ -140,6 +110,29 @@ def publish(
         if publication.refused:
             raise ValueError("; ".join(f"{check.name}: {check.text}" for check in publication.refused))
         return replace(publication, commit=push(folder, repo, private=private, token=token))
+
+
+def _report(report: bool | str | Path, run: Path | None) -> Path | None:
+    """The folder of the report that goes along, if one does: the run's, or the one that was given."""
+    if not report:
+        return None
+    if report is True and run is None:
+        raise FileNotFoundError("report=True wants a run folder; give the report's own folder")
+    pages = run / REPORT if run and report is True else Path(str(report))
+    if not (pages / "index.html").is_file():
+        raise FileNotFoundError(
+            f"no report at {pages}; write it with `tl-crosscoder report`, or leave it out"
+        )
+    return pages
+
+
+def _copy_report(pages: Path, to: Path) -> None:
+    """The report's files and nothing that they only point to."""
+    if links := [path for path in sorted(pages.rglob("*")) if path.is_symlink()]:
+        raise ValueError(
+            f"{links[0]} is a link, and what it leads to may not be meant for others; copy it, or take it out"
+        )
+    shutil.copytree(pages, to)
 
 
 def _opened(what: Crosscoder | str | Path, study: Study) -> tuple[Crosscoder, Study, Path | None]:
@@ -180,57 +173,3 @@ def _asked_afterwards(run: Path, weights: str) -> dict[str, list[str]]:
         for name, verdict in said.items()
         if verdict
     }
-
-
-def _sae_lens(crosscoder: Crosscoder) -> Check:
-    if reason := inexpressible(crosscoder):
-        return Check("SAE-Lens", False, f"left out: {reason}", needed=False)
-    return Check("SAE-Lens", True, f"{FOLDER}/ is what SAE.from_pretrained reads")
-
-
-def _same(crosscoder: Crosscoder, again: Crosscoder) -> Check:
-    """What is about to be sent has been read back; NaN and Inf do not get this far."""
-    ours, theirs = crosscoder.state_dict(), again.state_dict()
-    same = ours.keys() == theirs.keys() and all(torch.equal(ours[name].cpu(), theirs[name]) for name in ours)
-    text = (
-        "bit-equal when read back, and finite"
-        if same
-        else "the weights read back differ from those in memory"
-    )
-    return Check("weights", same, text)
-
-
-def _licence(license: str | None) -> Check:
-    sound = bool(license) and str(license).replace("-", "").replace(".", "").isalnum()
-    want = "give one, such as license='apache-2.0', 'mit', 'cc-by-4.0', 'gemma' or 'other'"
-    return Check("licence", sound, str(license) if sound else f"{license!r} is none; {want}")
-
-
-def _base_models(names: Sequence[str]) -> Check:
-    if len(names) > 1:
-        return Check("base models", True, ", ".join(names))
-    found = f"only {names[0]} is" if names else "neither is"
-    text = (
-        f"{found} known by a name on the Hub; name both with base_model=[...], so that their pages link here"
-    )
-    return Check("base models", False, text, needed=False)
-
-
-def _nothing_secret(folder: Path, allow: Iterable[str]) -> Check:
-    found = find_secrets(folder, tuple(allow))
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    text = "; ".join(found[:5]) + more + ": take it out, or say that it may be there with allow=[...]"
-    return Check(
-        "nothing secret or local",
-        not found,
-        text if found else "no token, key, home folder or user name in any file",
-    )
-
-
-def _measured(study: Study) -> Check:
-    if study.table is None:
-        return Check("validation", False, "no latent table, so the card has no figures", needed=False)
-    words = "the latent table" + (
-        " and the run's studies" if study.metrics.get("verdict") else ", but no study"
-    )
-    return Check("validation", True, words)
