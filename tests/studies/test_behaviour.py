@@ -114,6 +114,7 @@ def test_the_same_firing_control_takes_the_loudest_shared_latents():
     table = pd.DataFrame({"class": ["tuned_only", "shared", "shared", "shared"]})
     assert same_firing(table, mass, 2) == [2, 3]
     assert same_firing(table, mass, 2, exclude=[2]) == [3, 1]
+    assert same_firing(table.iloc[[3, 0, 2, 1]], mass, 2) == [2, 3], "however the table was sorted"
 
 
 def test_the_planted_latent_writes_the_difference_the_tokens_have(planted):

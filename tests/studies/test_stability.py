@@ -63,6 +63,15 @@ def test_a_permuted_dictionary_is_recovered_by_directions_and_by_activations():
     assert sizes.to_dict() == {"all": 24, "tuned_only": 4, "base_only": 4, "shared": 16, "other": 0}
 
 
+def test_firings_may_come_in_any_order_and_not_in_part():
+    a = dictionary()
+    fired = pd.Series([0.0, 0, *[9] * 22])  # of the four tuned-only latents two never fired
+    rows = ask(a, a, alive=(fired.sample(frac=1, random_state=0), fired)).table.set_index("class")
+    assert rows.loc["tuned_only", ["n_a", "n_b", "matched"]].tolist() == [2, 2, 2]
+    with pytest.raises(ValueError, match="a row for each of 24 latents, in any order, got 22"):
+        ask(a, a, alive=(fired[fired > 0], fired))
+
+
 def test_another_dictionary_is_not_and_does_no_better_than_chance():
     rows = ask(dictionary(), dictionary(seed=9), n_draws=19).table.set_index("class")
     assert rows.loc["all", "share"] <= rows.loc["all", "rotation"] + 0.1
@@ -94,7 +103,7 @@ def test_a_class_that_moved_is_found_elsewhere():
 def test_dead_latents_are_left_out():
     a = dictionary()
     fired = pd.Series([0] * 4 + [5] * 20)
-    result = ask(a, permuted(a), alive=(fired, fired.iloc[ORDER.numpy()]))
+    result = ask(a, permuted(a), alive=(fired, fired.iloc[ORDER.numpy()].reset_index(drop=True)))
     sizes = result.table.set_index("class")["n_a"]
     assert (sizes["all"], sizes["tuned_only"]) == (20, 0)
 

@@ -126,6 +126,13 @@ def test_the_called_latents_stand_beside_the_shared_ones_with_intervals(chats):
     assert "100%" in result.verdict and "57% of the chat tokens" in result.verdict
 
 
+def test_the_table_may_come_in_any_order_and_not_in_part(chats):
+    backwards = template_tokens(reader(), chats, table().iloc[::-1], least=10, progress=False)
+    pd.testing.assert_frame_equal(backwards.table, study(chats).table)
+    with pytest.raises(ValueError, match="a row for each of 5 latents, in any order, got 4"):
+        template_tokens(reader(), chats, table().iloc[1:], least=10, progress=False)
+
+
 def test_without_a_tuned_only_latent_the_highest_ranked_stand_in(chats):
     result = template_tokens(reader(), chats, table(called=()), n_top=1, least=10, progress=False)
     assert result.latents.loc[result.latents["called"], "latent"].tolist() == [0]

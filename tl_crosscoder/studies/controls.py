@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from tl_crosscoder.studies.by_latent import by_latent
+
 NEIGHBOURS = 25  # each match is drawn from this many latents nearest in magnitude
 
 
@@ -65,7 +67,8 @@ def _draw(free: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> lis
 def same_firing(
     table: pd.DataFrame, mass: Float[np.ndarray, " d_sae"], n: int, *, exclude: Sequence[int] = ()
 ) -> list[int]:
-    """The ``n`` latents that write most (``mass``) on the behaviour's own tokens and are of class ``shared``."""
+    """The ``n`` latents that write most (``mass``, latent by latent) on the behaviour's own tokens and are of class ``shared``."""
+    table = by_latent(table, len(mass))
     shared = (table["class"] == "shared").to_numpy() & ~table.index.isin(list(exclude))
     order = np.argsort(-mass, kind="stable")
-    return table.index.to_numpy()[order[shared[order]][:n]].tolist()
+    return order[shared[order]][:n].tolist()

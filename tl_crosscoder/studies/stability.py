@@ -26,6 +26,7 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import ShapeMismatch
 from tl_crosscoder.figures import Drawing
 from tl_crosscoder.figures.stability import stability_figure
+from tl_crosscoder.studies.by_latent import by_latent
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.result import StudyResult
@@ -159,7 +160,8 @@ def _firings(
 ) -> list[Tensor]:
     """How often each latent of both fired: as ``alive`` says, or in ``acts``, or without either once."""
     if alive is not None:
-        return [torch.tensor(np.asarray(n, dtype=float)) for n in alive]
+        whole = [by_latent(n, each.d_sae) for n, each in zip(alive, (a, b), strict=True)]
+        return [torch.tensor(n.to_numpy(float)) for n in whole]
     if acts is not None:
         return [torch.from_numpy(np.diff(each.indptr)).double() for each in (acts.a, acts.b)]
     return [torch.ones(each.d_sae, dtype=torch.float64) for each in (a, b)]

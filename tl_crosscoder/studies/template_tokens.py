@@ -22,6 +22,7 @@ from tl_crosscoder.figures import Drawing
 from tl_crosscoder.figures.template import template_figure
 from tl_crosscoder.models.activations import PairedActivations
 from tl_crosscoder.models.template_slots import TemplateSlots
+from tl_crosscoder.studies.by_latent import by_latent
 from tl_crosscoder.studies.progress import TrackedBatches
 from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.result import StudyResult
@@ -104,6 +105,7 @@ def template_tokens(
     ``calls``: the latents in question; by default those of class tuned-only, and where there are none the ``n_top`` highest in
     ``ranking``.  Groups count latents with at least ``least`` firings in chats.  Without chats, or a template, the result says so.
     """
+    table = by_latent(table, crosscoder.d_sae)
     flags = store.corpus.token_flags()
     if not flags["template"].any():
         why = "the text has no token of a chat template (no chats, or a tokenizer without a template)."
