@@ -179,15 +179,18 @@ def test_a_published_training_goes_by_its_name(acts, tmp_path, monkeypatch, caps
     assert apart.W_dec[:2, 0].any()
 
 
-def test_a_share_of_the_latents_can_start_alike(acts, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("asked", "n_alike"), [((), 32), (("--init-same", 0.5), 20), (("--init-same", 1), 40)]
+)
+def test_four_latents_of_five_start_alike_in_both_models_unless_another_share_is_asked_for(
+    asked, n_alike, acts, tmp_path, monkeypatch, capsys
+):
     out, sizes = tmp_path / "run" / "crosscoder", ("--d-sae", 40, "--steps", 1, "--batch-size", 64, "--quiet")
-    code, _, err = call(
-        monkeypatch, capsys, "train", acts, "--out", out, "--init-same", 0.8, "--lr", 1e-9, *sizes
-    )
+    code, _, err = call(monkeypatch, capsys, "train", acts, "--out", out, *asked, "--lr", 1e-9, *sizes)
     assert code == 0, err
     base, tuned = tlc.load(out).W_dec.unbind(1)
     alike = torch.nn.functional.cosine_similarity(base, tuned) > 0.999
-    assert alike[:32].all() and not alike[32:].any()
+    assert alike[:n_alike].all() and not alike[n_alike:].any()
 
 
 @pytest.mark.parametrize(

@@ -90,12 +90,17 @@ def test_a_control_in_which_nothing_changed_has_no_exclusive_latent_and_scales_b
     pair = tlc.ModelPair(base, base, hook=recipe.planted.hook, check=False)
     corpus = tlc.Corpus.from_file(data_path("text/novels.txt"), pair.tokenizer).take(30_000, seed=0)
     seen, held_out = tlc.capture(pair, corpus, progress=False).split(0.8, seed=0)
-    crosscoder, _ = learn(seen, replace(recipe.config, steps=150, d_sae=256), progress=False)
-    table = tlc.latent_table(crosscoder, held_out)
-    alive = table[table["n_fired"] >= 100]
-    assert not alive["class"].isin(["tuned_only", "base_only"]).any()
-    for column in ("nu_error", "nu_recon"):
-        assert (alive[column] - 1).abs().max() < 0.01
+    for init_same, nu_within in (
+        (1.0, 1e-3),  # both models' weights stay the same, to rounding
+        (None, 0.15),  # a fifth of the latents start apart, and find each other
+    ):
+        config = replace(recipe.config, steps=150, d_sae=256, init_same=init_same)
+        table = tlc.latent_table(learn(seen, config, progress=False)[0], held_out)
+        alive = table[table["n_fired"] >= 100]
+        assert len(alive) > 200
+        assert not alive["class"].isin(["tuned_only", "base_only"]).any()
+        for column in ("nu_error", "nu_recon"):
+            assert (alive[column] - 1).abs().max() < nu_within
 
 
 @pytest.mark.slow

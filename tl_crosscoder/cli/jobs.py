@@ -71,7 +71,7 @@ def diff_command(
     batch_size: BatchSize = 1024,
     lr: Lr = None,
     recipe: RecipeName = None,
-    init_same: InitSame = 1.0,
+    init_same: InitSame = None,
     context: Context = 128,
     limit: Limit = None,
     max_new_tokens: NewTokens = 16,

@@ -29,8 +29,8 @@ Steps = Annotated[int, typer.Option(help="Training steps.")]
 BatchSize = Annotated[int, typer.Option(help="Tokens a step.")]
 Lr = Annotated[float | None, typer.Option(help="Adam's step size; 1e-3, or the recipe's.")]
 InitSame = Annotated[
-    float,
-    typer.Option(help="Share of the latents that start alike in both models; .8 finds rare changes better."),
+    float | None,
+    typer.Option(help="Share of the latents that start alike in both models; .8, or the recipe's."),
 ]
 RecipeName = Annotated[
     str | None,

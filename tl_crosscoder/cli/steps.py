@@ -87,7 +87,7 @@ def train_command(
     batch_size: BatchSize = 1024,
     lr: Lr = None,
     recipe: RecipeName = None,
-    init_same: InitSame = 1.0,
+    init_same: InitSame = None,
     seed: Seed = 0,
     device: Device = "cpu",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,

@@ -23,9 +23,9 @@ class DiffConfig:
     lr: float | None = None
     #: Length of each model's decoder rows at the start; a recipe has its own.
     init_norm: float = 0.5
-    #: Share of the latents, the first ones, whose directions start alike in both models; .8 finds rare changes better where they
-    #: are planted (docs/variants.md).  A recipe has its own.
-    init_same: float = 1.0
+    #: Share of the latents, the first ones, whose directions start alike in both models; None: .8, which finds rare changes better
+    #: than 1 (docs/variants.md, docs/narrow.md), or the recipe's.
+    init_same: float | None = None
     #: Share of the sequences that the crosscoder never sees; the table and the studies use only these.
     held_out: float = 0.1
     ranking: str = "rank_score"
@@ -43,10 +43,11 @@ class DiffConfig:
         for name in ("steps", "batch_size", "lr", "init_norm", "study_tokens"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.init_same <= 1 or (self.recipe is not None and self.init_same != 1):
+        if self.init_same is not None and not 0 <= self.init_same <= 1:
+            raise ValueError(f"init_same is a share of the latents in [0, 1], got {self.init_same}")
+        if self.init_same is not None and self.recipe is not None:
             raise ValueError(
-                f"init_same is a share in [0, 1], and 1 beside a recipe, which decides the start itself; got {self.init_same} with "
-                f"recipe={self.recipe!r}"
+                f"the recipe {self.recipe!r} decides the start itself: leave init_same={self.init_same} out"
             )
         if self.ranking not in RANKINGS:
             raise ValueError(f"no ranking {self.ranking!r}; known: {', '.join(RANKINGS)}")

@@ -184,15 +184,14 @@ def plain(
     store: PairedActivations, config: DiffConfig, shard: Shard
 ) -> tuple[Crosscoder, Sequence[Loss], TrainConfig]:
     """The training that found the planted differences best (docs/results.md)."""
+    same = 0.8 if config.init_same is None else config.init_same
     crosscoder = Crosscoder(
         store.d_in,
         config.d_sae,
         BatchTopK(config.k or 32),
         n_models=store.n_models,
         normalizer=Normalizer.fit(store),
-        init=Init(
-            norm=config.init_norm, same=config.init_same if config.init_same < 1 else True, seed=config.seed
-        ),
+        init=Init(norm=config.init_norm, same=same, seed=config.seed),
         shard=shard,
     )
     losses = [MSE(), AuxK(dead_after_tokens=max(10_000, len(store) // 10))]
