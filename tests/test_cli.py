@@ -4,15 +4,19 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
 import torch
+import typer
 
 import tl_crosscoder as tlc
 from tests.models.fake_pair import byte_tokenizer
 from tests.models.tiny_models import tiny_llama_model
 from tl_crosscoder import cli
+from tl_crosscoder.cli.app import app
+from tl_crosscoder.diffing.config import DiffConfig
 
 VERBS = ("capture", "demo", "diff", "report", "table", "train")
 
@@ -191,6 +195,15 @@ def test_four_latents_of_five_start_alike_in_both_models_unless_another_share_is
     base, tuned = tlc.load(out).W_dec.unbind(1)
     alike = torch.nn.functional.cosine_similarity(base, tuned) > 0.999
     assert alike[:n_alike].all() and not alike[n_alike:].any()
+
+
+@pytest.mark.parametrize("verb", ["diff", "train"])
+def test_the_options_of_a_training_have_the_defaults_of_its_settings(verb):
+    options = {option.name: option.default for option in typer.main.get_command(app).commands[verb].params}
+    settings = asdict(DiffConfig())
+    both = settings.keys() & options
+    assert both == {"recipe", "d_sae", "k", "steps", "batch_size", "lr", "init_same", "seed"}
+    assert {name: options[name] for name in both} == {name: settings[name] for name in both}
 
 
 @pytest.mark.parametrize(

@@ -83,15 +83,8 @@ def diff_command(
 ) -> None:
     """The whole job on your models: capture, train, table, studies, report."""
     config = diff_config(
-        recipe=recipe,
-        d_sae=d_sae,
-        k=k,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        init_same=init_same,
-        seed=seed,
-    )
+        recipe=recipe, d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, init_same=init_same, seed=seed
+    )  # fmt: skip
     known, questions = read_behaviours(behaviours), read_lines(prompts)
     from tl_crosscoder.diffing.run import diff
 

@@ -108,16 +108,8 @@ def train_command(
     On many processes: torchrun --nproc-per-node N -m tl_crosscoder train ...
     """
     config = diff_config(
-        recipe=recipe,
-        d_sae=d_sae,
-        k=k,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        init_same=init_same,
-        seed=seed,
-    )
-    from tl_crosscoder.diffing.folder import RunFolder
+        recipe=recipe, d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, init_same=init_same, seed=seed
+    )  # fmt: skip
     from tl_crosscoder.diffing.run import learn
     from tl_crosscoder.hub.save import save
     from tl_crosscoder.models.activations import PairedActivations
@@ -125,11 +117,9 @@ def train_command(
     from tl_crosscoder.training.sharding import joined, united
 
     seen, _ = PairedActivations.open(acts).split(1 - config.held_out, config.seed)
-    run, own = RunFolder(out.parent), out.name == RunFolder(out.parent).crosscoder.name
-    # crosscoders side by side in one folder each have their own
-    checkpoints = run.checkpoints if own else out.with_name(f"{out.name}-checkpoints")
+    log, checkpoints = _beside(out)
     saving = {
-        "log_path": run.log if own else out.with_name(f"{out.name}.jsonl"),
+        "log_path": log,
         "checkpoints": checkpoints,
         "checkpoint_every": checkpoint_every,
         "resume": checkpoints if resume else None,
@@ -140,13 +130,8 @@ def train_command(
     if not shard.is_first:
         return
     if crosscoder is None:
-        again = [*_start(shard.every.size), *sys.argv[1:], *([] if resume else ["--resume"])]
-        console.print(
-            f"saved after step {history.rows[-1]['step']} of {steps}; go on with:\n  {shlex.join(again)}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        text = f"saved after step {history.rows[-1]['step']} of {steps}; go on with:\n  {_again(shard.every.size)}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(128 + (history.stopped_by or 0))
     save(crosscoder, out, extra=trained_on(seen.manifest) | {"config": asdict(config)})
     print_figures(history.rows[-1], as_json)
@@ -179,8 +164,22 @@ def table_command(
     print_figures(table.attrs["metrics"] if as_json else best.map(digits).to_string(), as_json)
 
 
-def _start(processes: int) -> list[str]:
-    """What starts this program on as many processes."""
-    if processes == 1:
-        return ["tl-crosscoder"]
-    return ["torchrun", "--nproc-per-node", str(processes), "-m", "tl_crosscoder"]
+def _beside(out: Path) -> tuple[Path, Path]:
+    """The log and the folder of checkpoints: the run's, or, of crosscoders side by side in one folder, each one's own."""
+    from tl_crosscoder.diffing.folder import RunFolder
+
+    run = RunFolder(out.parent)
+    if out.name == run.crosscoder.name:
+        return run.log, run.checkpoints
+    return out.with_name(f"{out.name}.jsonl"), out.with_name(f"{out.name}-checkpoints")
+
+
+def _again(processes: int) -> str:
+    """The command that goes on with this training, on as many processes."""
+    start = (
+        ["tl-crosscoder"]
+        if processes == 1
+        else ["torchrun", "--nproc-per-node", str(processes), "-m", "tl_crosscoder"]
+    )
+    given = sys.argv[1:]
+    return shlex.join([*start, *given, *([] if "--resume" in given else ["--resume"])])
