@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from tests.report.report_data import HOSTILE, latent_table
+from tl_crosscoder.diffing.verdict import verdict
 from tl_crosscoder.figures import NotDrawn, plots
 from tl_crosscoder.gates import NU_HIGH, NU_LOW, tuned_specific
 
@@ -72,7 +73,11 @@ def test_the_pictures_count_what_the_verdict_counts():
         **{"class": "shared"},
     )
     assert tuned_specific(table).tolist() == [True, True, False, True]
-    assert "passes both: 3" in texts(plots.nu_scatter(table).svg())
+    shown = texts(plots.nu_scatter(table).svg())
+    assert "passes both: 3" in shown
+    assert "rings: fired on fewer than 100 tokens, not counted (1 would pass)" in shown
+    table.attrs["metrics"] = dict.fromkeys(("fve_base", "fve_tuned", "fve_difference", "l0", "tokens"), 1)
+    assert "gates let 3 pass (1 more fired on fewer than 100 tokens" in verdict(table, {}, None)[1]
     assert "passes both ν gates: 3" in texts(plots.delta_norm_histogram(table).svg())
 
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from tl_crosscoder.gates import tuned_specific
+from tl_crosscoder.gates import LEAST_FIRED, tuned_specific
 from tl_crosscoder.studies.behaviour import BehaviourResult
 from tl_crosscoder.studies.substitution import SubstitutionResult
 
@@ -50,7 +50,10 @@ def _classes(table: pd.DataFrame) -> str:
     if alive.empty:
         return text + "."
     specific = int(tuned_specific(table).sum())
-    text += f"; the largest delta_norm is {alive['delta_norm'].max():.2f}, and {specific:,} pass both Latent Scaling gates"
+    rare = int(tuned_specific(table, least=1).sum()) - specific
+    text += f"; the largest delta_norm is {alive['delta_norm'].max():.2f}, and both Latent Scaling gates let {specific:,} pass"
+    if rare:
+        text += f" ({rare:,} more fired on fewer than {LEAST_FIRED} tokens, too few to say)"
     if not count.get("tuned_only", 0):
         text += "; a narrow fine-tune changes part of shared latents, so the ranking goes by the difference they write"
     return text + "."

@@ -104,19 +104,24 @@ def delta_norm_histogram(table: pd.DataFrame) -> Drawing:
 
 
 def nu_scatter(table: pd.DataFrame) -> Drawing:
-    """``nu_error`` against ``nu_recon``, coloured by Δnorm, with the gates drawn: lower left is truly tuned-only."""
+    """``nu_error`` against ``nu_recon``, coloured by Δnorm, with the gates drawn: lower left is truly tuned-only.
+
+    Rings: latents that fired too rarely for the gates to count them.
+    """
     _need(table, "nu_error", "nu_recon", "delta_norm")
     alive = _alive(table)
     error, recon, delta = (_floats(alive, name) for name in ("nu_error", "nu_recon", "delta_norm"))
     within = (error >= NU_LOW) & (error <= NU_HIGH) & (recon >= NU_LOW) & (recon <= NU_HIGH)
     if not within.any():
         raise NotDrawn(f"no latent has nu_error and nu_recon within {NU_LOW} and {NU_HIGH}")
-    gated = _gated(alive)
+    gated, would_pass = _gated(alive), _gated(alive, least=1)
+    rare = _floats(alive, "n_fired") < LEAST_FIRED if "n_fired" in alive else np.zeros(len(alive), dtype=bool)
     others = np.flatnonzero(within & ~gated)
     passing = np.flatnonzero(within & gated)
     shown = np.append(others[_spread(len(others), max(MAX_POINTS - len(passing), 0))], passing)
 
     def draw(figure: Any) -> Brushes:
+        from matplotlib.cm import ScalarMappable
         from matplotlib.colors import LinearSegmentedColormap
         from matplotlib.patches import Rectangle
 
@@ -126,15 +131,20 @@ def nu_scatter(table: pd.DataFrame) -> Drawing:
         axes.axvline(NU_RECON_GATE, color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
         axes.axhline(NU_ERROR_GATE, color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
         colours = LinearSegmentedColormap.from_list("delta_norm", [BLUE, "#a8a8a8", ORANGE], N=11)
-        points = {"cmap": colours, "vmin": 0, "vmax": 1, "s": 7, "linewidths": 0, "clip_on": False}
-        dots = axes.scatter(recon[shown], error[shown], c=delta[shown], **points)
-        bar = figure.colorbar(dots, ax=axes, aspect=28, pad=0.02, ticks=[0, 0.5, 1])
+        inks = colours(np.nan_to_num(delta[shown], nan=0.5))
+        fill = np.where(rare[shown, None], 0, inks)
+        axes.scatter(recon[shown], error[shown], s=7, c=fill, edgecolors=inks, linewidths=0.5, clip_on=False)
+        bar = figure.colorbar(ScalarMappable(cmap=colours), ax=axes, aspect=28, pad=0.02, ticks=[0, 0.5, 1])
         bar.set_label("Δnorm")
         bar.outline.set_visible(False)
         axes.set_xlim(NU_LOW, NU_HIGH)
         axes.set_ylim(NU_LOW, NU_HIGH)
         inside = {"s": f"passes both: {gated.sum():,}", "color": ORANGE, "fontweight": "bold"}
-        axes.text(NU_RECON_GATE + 0.03, NU_LOW + 0.04, **inside)
+        axes.text(NU_RECON_GATE + 0.03, NU_LOW + 0.13, **inside)
+        if rare[shown].any():
+            n_more = would_pass.sum() - gated.sum()
+            rings = f"rings: fired on fewer than {LEAST_FIRED} tokens, not counted ({n_more:,} would pass)"
+            axes.text(NU_RECON_GATE + 0.03, NU_LOW + 0.04, rings, fontsize=7.5)
         axes.set_xlabel("ν of the reconstruction")
         axes.set_ylabel("ν of the error")
         if len(shown) < within.sum():
@@ -271,12 +281,11 @@ def _alive(table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[np.flatnonzero(~dead)]
 
 
-def _gated(table: pd.DataFrame) -> np.ndarray:
+def _gated(table: pd.DataFrame, least: int = LEAST_FIRED) -> np.ndarray:
     """Without a column of firings all have enough."""
     fired = {} if "n_fired" in table else {"n_fired": LEAST_FIRED}
-    return tuned_specific(
-        table.assign(nu_error=_floats(table, "nu_error"), nu_recon=_floats(table, "nu_recon"), **fired)
-    ).to_numpy()
+    ratios = {name: _floats(table, name) for name in ("nu_error", "nu_recon")}
+    return tuned_specific(table.assign(**ratios, **fired), least=least).to_numpy()
 
 
 def _spread(count: int, most: int) -> np.ndarray:
