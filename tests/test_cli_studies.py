@@ -169,6 +169,44 @@ def test_a_run_compared_with_itself_is_the_same(known, monkeypatch, capsys, tmp_
     assert (tmp_path / "figure.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("verb", "options", "message"),
+    [
+        ("equivalence", ("--latents", "3,x"), "wanted numbers with commas between them, got '3,x'"),
+        ("explain", ("--latents", ","), "wanted numbers with commas between them, got ','"),
+        ("steer", ("--adapter", "lora"), "--adapter lora wants BASE beside it"),
+        (
+            "audit",
+            ("--off-task", __file__),
+            "--off-task wants what it is held against: --task, or --behaviours",
+        ),
+    ],
+)
+def test_an_option_that_could_do_nothing_is_refused(verb, options, message, ask):
+    code, _, err = ask(verb, *options, models=False)
+    assert (code, message in err) == (2, True), err
+
+
+def test_a_plain_prompt_is_attributed_whole_however_long_it_is(ask, known):
+    found = []
+    for times in (20, 40):  # 160 and 320 tokens of one byte
+        code, _, err = ask(
+            "attribute",
+            "--plain",
+            "--prompt",
+            "a moon. " * times,
+            "--correct",
+            "x",
+            "--wrong",
+            "y",
+            "--top",
+            1,
+        )
+        assert code == 0, err
+        found.append(kept(known, "attribution")["totals"])
+    assert found[0] != found[1]
+
+
 @pytest.mark.slow  # every study's figure is drawn
 def test_what_was_asked_stands_in_the_report(ask, known):
     code, _, err = ask("mirror", "--draws", 1, "--quiet", models=False)

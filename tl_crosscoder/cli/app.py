@@ -56,7 +56,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        text = "stopped; what was captured or trained so far is kept: the same command goes on from there."
+        text = "stopped; what was finished so far is kept: the same command goes on from there."
         console.print(text, soft_wrap=True)
         raise typer.Exit(130) from None
 

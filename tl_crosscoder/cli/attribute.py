@@ -8,6 +8,8 @@ from tl_crosscoder.cli.app import app
 from tl_crosscoder.cli.options import Adapter, Device, Dtype, Json
 from tl_crosscoder.cli.runs import Run, RunBase, RunTuned, keep, open_run
 
+LONGEST = 1 << 20  # tokens: a prompt is never cut
+
 
 @app.command("attribute")
 def attribute_command(
@@ -35,7 +37,8 @@ def attribute_command(
 
     opened = open_run(run, base, tuned, adapter, device=device, dtype=dtype)
     tokenizer = opened.pair.tokenizer
-    corpus = Corpus.from_texts([prompt], tokenizer) if plain else Corpus.prompts([prompt], tokenizer)
+    whole = {"windows": False, "context": LONGEST}
+    corpus = Corpus.from_texts([prompt], tokenizer, **whole) if plain else Corpus.prompts([prompt], tokenizer)
     encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     first = [encode(correct)[:1], encode(wrong)[:1]]
     if not all(first) or first[0] == first[1]:

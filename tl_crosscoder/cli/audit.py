@@ -61,7 +61,9 @@ def audit_command(
     asked = ExactMatch.from_file(task) if task else None
     report, other = open_report(run), read_lines(off_task)
     made_by, pair, known = report.metrics.get("demo"), None, []
-    if base or made_by or asked or behaviours:
+    if off_task and not (made_by or asked or behaviours):
+        raise ValueError("--off-task wants what it is held against: --task, or --behaviours.")
+    if base or adapter or made_by or asked or behaviours:
         opened = open_run(run, base, tuned, adapter, behaviours, device=device, dtype=dtype)
         pair, known = opened.pair, opened.behaviours
     if asked is None and known:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tl_crosscoder.cli.app import app, stoppable
+from tl_crosscoder.cli.inputs import numbers
 from tl_crosscoder.cli.options import Adapter, Device, Dtype, Json, Quiet, Seed
 from tl_crosscoder.cli.runs import Run, RunBase, RunTuned, keep, open_run
 
@@ -36,7 +37,7 @@ def equivalence_command(
 
     Writes causal_validation.csv and cosine_vs_causal.png into the run's studies/equivalence/.
     """
-    chosen = None if latents is None else [int(word) for word in latents.split(",")]
+    chosen = numbers(latents)
     from tl_crosscoder.studies.causal_equivalence import causal_equivalence
 
     opened = open_run(run, base, tuned, adapter, device=device, dtype=dtype)

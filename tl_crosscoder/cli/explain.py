@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tl_crosscoder.cli.app import app, stoppable
-from tl_crosscoder.cli.judges import JudgeName, numbers, open_judge
+from tl_crosscoder.cli.inputs import numbers
+from tl_crosscoder.cli.judges import JudgeName, open_judge
 from tl_crosscoder.cli.options import Adapter, Device, Dtype, Json, Seed
 from tl_crosscoder.cli.runs import Run, RunBase, RunTuned, keep, open_report, open_run
 
@@ -55,7 +56,7 @@ def explain_command(
     from tl_crosscoder.studies.controls import matched_random
     from tl_crosscoder.studies.explain import explain
 
-    mine = chosen or report.top(top)
+    mine = report.top(top) if chosen is None else chosen
     [others] = matched_random(report.table, mine, n_draws=1, seed=seed)
     effects = None
     if logits or causal:

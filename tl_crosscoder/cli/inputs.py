@@ -48,6 +48,19 @@ def read_lines(path: Path | None) -> list[str] | None:
     )
 
 
+def numbers(text: str | None, kind: type = int) -> list | None:
+    """``"1,2,3"`` as numbers, at least one; None where the option was left out."""
+    if text is None:
+        return None
+    try:
+        found = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found:
+        raise ValueError(f"wanted numbers with commas between them, got {text!r}.")
+    return found
+
+
 def read_behaviours(path: Path | None) -> list["Behaviour"]:
     from tl_crosscoder.data.planted import Behaviour
 

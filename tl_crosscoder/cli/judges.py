@@ -20,11 +20,3 @@ def open_judge(model: str | None) -> "OpenAIJudge | None":
     from tl_crosscoder.studies.openai_judge import OpenAIJudge
 
     return None if model is None else OpenAIJudge(model)
-
-
-def numbers(text: str | None, kind: type = int) -> list | None:
-    """``"1,2,3"`` as numbers."""
-    try:
-        return None if text is None else [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ValueError(f"wanted numbers with commas between them, got {text!r}.") from None

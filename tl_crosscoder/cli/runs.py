@@ -56,6 +56,8 @@ def open_run(
     dtype: str = "float32",
 ) -> OpenRun:
     """The run and its models: those named, or the planted pair of a demo.  Raises PairMismatch for other models than the run's."""
+    if adapter is not None and base is None:
+        raise ValueError(f"--adapter {adapter} wants BASE beside it, the model that it was trained on.")
     report, known = open_report(run), read_behaviours(behaviours)
     made_by = report.metrics.get("demo")
     if base is not None:

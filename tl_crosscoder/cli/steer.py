@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from tl_crosscoder.cli.app import app, stoppable
-from tl_crosscoder.cli.inputs import plain_text, read_lines
-from tl_crosscoder.cli.judges import JudgeName, numbers, open_judge
+from tl_crosscoder.cli.inputs import numbers, plain_text, read_lines
+from tl_crosscoder.cli.judges import JudgeName, open_judge
 from tl_crosscoder.cli.options import (
     Adapter,
     Behaviours,
