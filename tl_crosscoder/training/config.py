@@ -21,6 +21,9 @@ class TrainConfig:
     #: What Adam's moments of the encoder and the decoder are kept in: the weights' precision, or bfloat16 rounded by chance, which
     #: saves memory of the weights' size for a little time.
     moments: Literal["as weights", "bfloat16"] = "as weights"
+    #: What sums the rows of active pairs and takes Adam's step on the encoder and the decoder: torch, or kernels for Triton, which
+    #: want the weights on a GPU.  The same to rounding; see docs/performance.md.
+    kernels: Literal["torch", "triton"] = "torch"
     #: Where an untrained (all zero) ``b_dec`` starts: each model's geometric median of the first batch, or zeros.
     b_dec_init: Literal["geometric_median", "zeros"] = "geometric_median"
     #: Steps between two rows of the log.
@@ -50,6 +53,8 @@ class TrainConfig:
 
         if self.moments not in ("as weights", "bfloat16"):
             raise ValueError(f"moments is 'as weights' or 'bfloat16', got {self.moments!r}")
+        if self.kernels not in ("torch", "triton"):
+            raise ValueError(f"kernels is 'torch' or 'triton', got {self.kernels!r}")
 
     def lr_at(self, step: int) -> float:
         """The step size at ``step`` (from 0): linear rise, level, linear fall."""

@@ -28,7 +28,7 @@ def reproduce(directory: str | Path, device: torch.device | str = "cpu") -> dict
     losses = [LOSSES.build(described) for described in crash.training["losses"]]
     config = TrainConfig(**crash.training["config"], progress=False)
     firing = FiringRecord(crosscoder.d_sae, batch.device)
-    optimizer = Adam(crosscoder, halved=config.moments == "bfloat16")
+    optimizer = Adam(crosscoder, halved=config.moments == "bfloat16", kernels=config.kernels)
     state = TrainingState(crosscoder, optimizer, Feed([batch], config.steps), firing)
     state.load(crash)
     with training(crosscoder):

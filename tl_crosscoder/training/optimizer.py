@@ -1,6 +1,7 @@
 """Adam for a crosscoder: a block of latents at a time, so that a row's gradient is made, clipped and used while it is in cache."""
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.partition import projection
 from tl_crosscoder.dictionary.row_grads import RowGrads, kept_apart
 from tl_crosscoder.dictionary.shard import by_latent
+from tl_crosscoder.training.kernels import Unwritten, kernels_for
 from tl_crosscoder.training.moments import Moments
 
 BETAS = (0.9, 0.999)
@@ -23,9 +25,17 @@ class Adam:
     The gradient of the large weights is never held: each row's is made twice, for the norm and for the step, which costs no more
     than writing it and reading it back, and saves memory of the weights' size.  Weights with gradient hooks of a user's are the
     exception: their gradients are written out, for the hooks to see.  ``halved``: bfloat16 moments of the large weights.
+    ``kernels``: what takes the step; where ranks read different tokens, and so exchange gradients, torch does.
     """
 
-    def __init__(self, crosscoder: Crosscoder, *, halved: bool = False):
+    def __init__(
+        self,
+        crosscoder: Crosscoder,
+        *,
+        halved: bool = False,
+        kernels: Literal["torch", "triton"] = "torch",
+    ):
+        self.kernels = kernels_for(kernels, crosscoder.W_enc_rows, crosscoder.W_dec)
         self.parameters, self.shard = dict(crosscoder.named_parameters()), crosscoder.shard
         self.steps = torch.zeros((), device=crosscoder.W_dec.device)
         self.moments = Moments(self.parameters, halved=halved)
@@ -74,6 +84,9 @@ class Adam:
         for name, rows, gradient in held or self._gradients(apart):
             weights = self.parameters[name][rows]
             with self.moments.of(name, rows, weights) as (first, second):
+                if not isinstance(gradient, Tensor):
+                    gradient.adam_(weights, first, second, steps=int(self.steps), lr=lr, betas=BETAS, eps=EPS)
+                    continue
                 torch.ops.aten._fused_adam_(
                     [weights],
                     [gradient],
@@ -91,30 +104,39 @@ class Adam:
                 )
 
     def _scale_(
-        self, held: list[tuple[str, slice, Tensor]] | None, apart: dict[str, RowGrads], factor: float
+        self,
+        held: list[tuple[str, slice, Tensor | Unwritten]] | None,
+        apart: dict[str, RowGrads],
+        factor: float,
     ) -> None:
         """Multiply the gradient: as it is held, or else what it is made of."""
         made_of = [p.grad for p in self.parameters.values() if p.grad is not None]
-        for gradient in made_of if held is None else [gradient for _, _, gradient in held]:
+        for gradient in made_of if held is None else [g for _, _, g in held if isinstance(g, Tensor)]:
             gradient.mul_(factor)
         for grads in apart.values():
             grads.scale_(factor)
 
-    def _norm(self, gradients: Iterable[tuple[str, slice, Tensor]]) -> Tensor:
+    def _norm(self, gradients: Iterable[tuple[str, slice, Tensor | Unwritten]]) -> Tensor:
         """The norm of the gradient of all latents."""
         like = self.parameters["b_dec"]
         squares = like.new_zeros(2, dtype=torch.promote_types(like.dtype, torch.float32))
         for name, _, gradient in gradients:
-            squares[int(by_latent(name))] += gradient.flatten().dot(gradient.flatten())
+            whole = isinstance(gradient, Tensor)
+            square = gradient.flatten().dot(gradient.flatten()) if whole else gradient.square()
+            squares[int(by_latent(name))] += square
         common, here = squares
         return (common + self.shard.latents.add_(here)).sqrt()
 
-    def _gradients(self, apart: dict[str, RowGrads]) -> Iterator[tuple[str, slice, Tensor]]:
-        """The gradient of every parameter, on the whole batch, a block of its rows at a time."""
+    def _gradients(self, apart: dict[str, RowGrads]) -> Iterator[tuple[str, slice, Tensor | Unwritten]]:
+        """The gradient of every parameter, on the whole batch: a block of its rows at a time, or as the kernels want it."""
+        gathered = self.kernels.gathered if self.shard.tokens.size == 1 else None
         for name, parameter in self.parameters.items():
             if name not in apart:
                 if parameter.grad is not None:
                     yield name, slice(None), self.shard.mean(parameter.grad)
+                continue
+            if gathered is not None:
+                yield name, slice(None), gathered(apart[name], parameter)
                 continue
             for rows in blocks(parameter):
                 gradient = apart[name].block(rows.start, rows.stop, parameter).view_as(parameter[rows])

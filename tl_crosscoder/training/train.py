@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder, CrosscoderOutput
 from tl_crosscoder.dictionary.losses import MSE, AuxK, Loss, Progress
+from tl_crosscoder.dictionary.sparse_ops import summed_by
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.data import Feed, geometric_median, refuse_fractions, refuse_store
 from tl_crosscoder.training.dead import FiringRecord
@@ -56,7 +57,7 @@ def train(
     refuse_fractions(batches, crosscoder.sparsity)
     check(crosscoder, losses)
     agree(crosscoder)
-    optimizer = Adam(crosscoder, halved=config.moments == "bfloat16")
+    optimizer = Adam(crosscoder, halved=config.moments == "bfloat16", kernels=config.kernels)
     device, shard = crosscoder.W_dec.device, crosscoder.shard
     feed, firing = Feed(batches, config.steps), FiringRecord(len(crosscoder.W_dec), device, shard)
     state = TrainingState(crosscoder, optimizer, feed, firing, History(notes=feed.notes()), Window(shard))
@@ -95,7 +96,8 @@ def take_step(
     crosscoder = state.crosscoder
     crosscoder.sparsity.advance(step, config.steps)
     progress = Progress(step, config.steps, state.tokens, state.firing.tokens_since_fired)
-    with torch.enable_grad():  # notebooks switch gradients off; reading the batches stays as it was
+    # notebooks switch gradients off; reading the batches stays as it was
+    with torch.enable_grad(), summed_by(state.optimizer.kernels.bag):
         out = crosscoder(x)
         terms = {loss.name: loss(x, out, crosscoder, progress) for loss in losses}
         state.optimizer.descend(terms, lr=config.lr_at(step), clip=config.clip, step=step)
