@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from tests.analysis.crosscoders import random_crosscoder
 from tests.models.fake_pair import FakePair, byte_tokenizer
@@ -206,12 +207,12 @@ def test_another_latents_words_do_not_tell_where_it_fires(planted):
     assert row["score_random"] == 1 and row["score_shuffled"] == 0.5
 
 
-def test_a_group_mean_has_the_normal_interval_over_latents(contextual):
+def test_a_group_mean_has_students_interval_over_latents(contextual):
     result = study(contextual, groups={"all": range(LATENTS)})
     scores = result.table["score_random"].dropna().to_numpy(float)
     assert len(scores) > 3
     row = result.groups.query("against == 'random'").iloc[0]
-    spread = 1.96 * scores.std(ddof=1) / len(scores) ** 0.5
+    spread = stats.t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / len(scores) ** 0.5
     assert (row["mean"], row["low"], row["n"]) == pytest.approx(
         (scores.mean(), scores.mean() - spread, len(scores))
     )

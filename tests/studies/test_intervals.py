@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tl_crosscoder.studies.intervals import middle, ratio_draws, ratio_interval, wilson
+from tl_crosscoder.studies.intervals import middle, ratio_draws, t_interval, wilson
+
+
+def ends(sums, counts, n, seed):
+    """The interval of one ratio."""
+    low, high = middle(ratio_draws(sums[:, None], counts, n, seed)[:, 0])
+    return float(low), float(high)
 
 
 def test_the_interval_over_whole_clusters_covers_where_one_over_tokens_does_not():
@@ -12,7 +18,7 @@ def test_the_interval_over_whole_clusters_covers_where_one_over_tokens_does_not(
     rng, covered, naive, trials = np.random.default_rng(0), 0, 0, 300
     for trial in range(trials):
         values = 1 + rng.normal(size=(40, 1)) + 0.3 * rng.normal(size=(40, 25))
-        _, low, high = ratio_interval(values.sum(1), np.full(40, 25), 300, trial)
+        low, high = ends(values.sum(1), np.full(40, 25), 300, trial)
         covered += low <= 1 <= high
         naive += abs(values.mean() - 1) <= 1.96 * values.std() / np.sqrt(values.size)
     # a percentile bootstrap of 40 clusters covers about 94 %
@@ -37,21 +43,29 @@ def test_the_interval_is_that_of_scipys_bootstrap():
     rng = np.random.default_rng(2)
     counts = rng.integers(1, 30, size=50)
     sums = counts * (1 + rng.normal(size=50))
-    value, low, high = ratio_interval(sums, counts, 20_000, 0)
+    low, high = ends(sums, counts, 20_000, 0)
     want = stats.bootstrap(
         (sums, counts),
         lambda s, n, axis: s.sum(axis) / n.sum(axis),
         paired=True, vectorized=True, method="percentile", n_resamples=20_000, batch=1000,
         rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
-    assert value == pytest.approx(sums.sum() / counts.sum())
     assert (low, high) == pytest.approx((want.low, want.high), abs=0.02)
 
 
 def test_too_few_clusters_give_nan():
-    value, low, high = ratio_interval(np.array([3.0, 0.0]), np.array([2, 0]), 50, 0)
-    assert value == 1.5 and np.isnan([low, high]).all()
-    assert np.isnan(ratio_interval(np.zeros(2), np.zeros(2), 50, 0)).all()
+    assert np.isnan(ends(np.array([3.0, 0.0]), np.array([2, 0]), 50, 0)).all()
+    assert np.isnan(ends(np.zeros(2), np.zeros(2), 50, 0)).all()
+    assert np.isnan(t_interval(np.array([1.0]))).all() and np.isnan(t_interval(np.zeros(0))).all()
+
+
+def test_the_interval_of_a_mean_of_three_covers_it_as_often_as_it_says():
+    drawn = np.random.default_rng(3).normal(size=(2000, 3))
+    low, high = np.array([t_interval(values) for values in drawn]).T
+    held = int(((low <= 0) & (high >= 0)).sum())
+    assert stats.binomtest(held, 2000, 0.95).pvalue > 0.01
+    normal = 1.96 * drawn.std(1, ddof=1) / 3**0.5
+    assert (abs(drawn.mean(1)) <= normal).mean() < 0.85
 
 
 def test_wilson_is_that_of_the_textbook():

@@ -63,6 +63,12 @@ def test_claims_are_counted_by_hand(monkeypatch):
     assert result.verdict == "0 of 1 claims hold in every seed; “more than two” in 1 of 2."
 
 
+def test_a_claim_without_a_case_in_a_seed_is_not_said_to_hold_in_every_seed():
+    cells = pd.DataFrame({"claim": ["a", "b"], "holds": [5, 1], "seeds": [5, 1]})
+    result = benchmark.SyntheticBenchmarkResult(cells, pd.DataFrame())
+    assert result.verdict == "2 of 2 claims hold in every seed that has a case of them."
+
+
 def test_the_norms_of_a_true_dictionary_are_its_strengths():
     np.testing.assert_allclose(presence_norm(np.array([0.0, 0.3, 1.0, 2.0, np.inf])), [1, 0.85, 0.5, 0.25, 0])
 

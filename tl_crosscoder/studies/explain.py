@@ -23,6 +23,7 @@ from tl_crosscoder.figures import Drawing
 from tl_crosscoder.figures.detection import detection_bars
 from tl_crosscoder.figures.text import visible
 from tl_crosscoder.models.activations import PairedActivations
+from tl_crosscoder.studies.intervals import t_interval
 from tl_crosscoder.studies.judge import Claim, Explainer, Judge, Passage, TokenJudge, all_usable
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.passages import BINS, Passages
@@ -39,8 +40,8 @@ class ExplainResult(StudyResult):
     """``table``: a row a latent: ``group, description``, the scores against random and similar silent passages, ``score_shuffled``
     (another latent's description, random ones), and how many passages there were and ``n_unjudged`` of them.  NaN where too few.
 
-    ``bins``: latent, bin, silent, accuracy and the passages judged on both sides.  ``groups``: mean score ± 1.96 standard
-    errors over latents.  ``unusable``: passages on which the judge said something else than yes or no, and what.
+    ``bins``: latent, bin, silent, accuracy and the passages judged on both sides.  ``groups``: mean score over latents with its
+    95 % interval (Student's t).  ``unusable``: passages on which the judge said something else than yes or no, and what.
     ``effects``: the tokens that a latent makes likelier, :func:`~tl_crosscoder.analysis.logit_effects.logit_effects` or
     ``causal_logit_effects``, where models were at hand; the first of them are in the table too, ``promotes_base, promotes_tuned``
     (the causal ones where both were asked for).
@@ -216,24 +217,19 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _group_means(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a group and kind of score: the mean over latents, its interval, and over how many."""
     rows = []
     for group in dict.fromkeys(table["group"]):
         for against in (*SILENT, "shuffled"):
             scores = table.loc[table["group"] == group, f"score_{against}"].to_numpy(float)
             scores = scores[~np.isnan(scores)]
-            n = len(scores)
-            mean = float(scores.mean()) if n else math.nan
-            spread = 1.96 * float(scores.std(ddof=1)) / n**0.5 if n > 1 else math.nan
-            rows.append(
-                {
-                    "group": group,
-                    "against": against,
-                    "mean": mean,
-                    "low": mean - spread,
-                    "high": mean + spread,
-                    "n": n,
-                }
-            )
+            low, high = t_interval(scores)
+            row = {
+                "group": group,
+                "against": against,
+                "mean": float(scores.mean()) if len(scores) else math.nan,
+            }
+            rows.append(row | {"low": low, "high": high, "n": len(scores)})
     return pd.DataFrame(rows)
 
 
