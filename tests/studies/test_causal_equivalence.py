@@ -216,6 +216,24 @@ def test_the_result_is_read_back_and_says_its_figures(same):
     assert result.panel().figure is not None
 
 
+def test_the_sentence_tells_a_low_equivalence_from_one_that_is_only_measured_low():
+    table = pd.DataFrame(
+        {
+            "class": ["shared", "shared", "shared", "other", "shared"],
+            "cosine": 0.9,
+            "ce": [0.2, 0.4, 0.9, 0.3, np.nan],
+            "ce_high": [0.3, 0.8, 1.0, 0.6, np.nan],
+            "n_probes": [16, 16, 16, 16, 3],
+        }
+    ).assign(partial=0.1, mismatched=0.1, logit_cosine=0.1)
+    assert EquivalenceResult(table, pd.DataFrame(), "active").verdict == [
+        "Of 3 shared latents with decoder cosine above 0.7, 2 (67%) have a causal equivalence below 0.5, 1 of them with its whole "
+        "interval (median 0.40; given the activation 0.10; of mismatched latents 0.10; cosine of the logit changes 0.10).",
+        "1 other latent: median CE 0.30.",
+        "No CE for 1 latent with fewer than 8 probes.",
+    ]
+
+
 def test_nothing_to_ask_about_is_refused():
     with pytest.raises(EmptyData, match="at least one latent"):
         asked("same", latents=[])

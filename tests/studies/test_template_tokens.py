@@ -145,6 +145,14 @@ def test_too_few_firings_are_counted_and_give_no_number(chats):
     assert "none fired 1000 times" in result.verdict
 
 
+def test_latents_that_fire_too_rarely_in_chats_are_not_passed_over_in_silence(chats):
+    result = template_tokens(
+        reader(), chats, table(called=(0, 2)), least=20, progress=False
+    )  # 0 fires 12 times, 2 sixty
+    assert "; 1 more, which fired fewer than 20 times in chats, do not count" in result.verdict
+    assert "do not count" not in study(chats).verdict
+
+
 def test_text_without_a_template_is_a_result_that_says_so():
     result = study(store(Corpus.from_texts(["plain text"], byte_tokenizer(template=None))))
     assert "no token of a chat template" in result.verdict

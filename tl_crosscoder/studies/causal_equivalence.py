@@ -92,13 +92,16 @@ class EquivalenceResult(StudyResult):
         scored: Any = self.table[self.table["ce"].notna()]
         said = [self._shared(scored[scored["class"] == "shared"])]
         for name, rows in scored[scored["class"] != "shared"].groupby("class"):
-            said.append(f"{len(rows)} {name} latents: median CE {rows['ce'].median():.2f}.")
+            said.append(f"{_latents(len(rows), name)}: median CE {rows['ce'].median():.2f}.")
         silent = self.table.query("ce != ce")
         if len(silent):
             few = int((silent["n_probes"] < LEAST).to_numpy().sum())
+            why = {
+                f"with fewer than {LEAST} probes": few,
+                "without an effect in one of the models": len(silent) - few,
+            }
             said.append(
-                f"No CE for {few} latents with fewer than {LEAST} probes and {len(silent) - few} without an effect "
-                "in one of the models."
+                f"No CE for {' and '.join(f'{_latents(n)} {words}' for words, n in why.items() if n)}."
             )
         return said
 
@@ -106,12 +109,13 @@ class EquivalenceResult(StudyResult):
         alike = rows[rows["cosine"] > ALIKE]
         if alike.empty:
             return f"No shared latent with decoder cosine above {ALIKE} could be scored."
-        differ = int((alike["ce"] < DIFFERENT).sum())
+        differ, surely = (int((alike[end] < DIFFERENT).sum()) for end in ("ce", "ce_high"))
         median = alike[["ce", "partial", "mismatched", "logit_cosine"]].median()
         return (
-            f"Of {len(alike)} shared latents with decoder cosine above {ALIKE}, {differ} ({differ / len(alike):.0%}) have a causal "
-            f"equivalence below {DIFFERENT} (median {median['ce']:.2f}; given the activation {median['partial']:.2f}; of "
-            f"mismatched latents {median['mismatched']:.2f}; cosine of the logit changes {median['logit_cosine']:.2f})."
+            f"Of {_latents(len(alike), 'shared')} with decoder cosine above {ALIKE}, {differ} ({differ / len(alike):.0%}) have a "
+            f"causal equivalence below {DIFFERENT}, {surely} of them with its whole interval (median {median['ce']:.2f}; given the "
+            f"activation {median['partial']:.2f}; of mismatched latents {median['mismatched']:.2f}; cosine of the logit changes "
+            f"{median['logit_cosine']:.2f})."
         )
 
     def plot(self) -> Drawing:
@@ -235,6 +239,11 @@ def _scored(
         }
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _latents(n: int, of_class: str = "") -> str:
+    """``3 shared latents``."""
+    return f"{n:,} {of_class + ' ' if of_class else ''}latent{'' if n == 1 else 's'}"
 
 
 def _by_latent(rows: pd.DataFrame) -> Any:

@@ -62,7 +62,9 @@ class SubstitutionResult(StudyResult):
         "The tuned model runs on the base model's activations plus the change that chosen latents would make. "
         "The lower the KL to the untouched tuned model, the more of the change these latents hold."
     )
-    notes: ClassVar = ("Intervals: 95 %, bootstrap over whole sequences. Random sets: mean of the draws.",)
+    notes: ClassVar = (
+        "Intervals: 95 %, bootstrap over whole conversations. Random sets: mean of the draws.",
+    )
     index: ClassVar = ("condition", "tokens")
     says_verdict: ClassVar = False
 

@@ -70,6 +70,10 @@ class TemplateResult(StudyResult):
         text += f"{asked['mostly']:.0%} ({span}) fire mostly on the template's tokens and {asked['third']:.0%} for a third"
         if shared["n"]:
             text += f"; of {shared['n']:,} shared latents {shared['mostly']:.0%} and {shared['third']:.0%}"
+        if few := self.counts["too_few"]:
+            text += (
+                f"; {few} more, which fired fewer than {self.counts['least']} times in chats, do not count"
+            )
         text += f". The template writes {self.counts['template_rate']:.0%} of the chat tokens."
         return text + self._strong(asked["latents"])
 
