@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from contenders import Contender, Start, start_of
+from contenders import Contender, Start, Unsupported, start_of
 from dense import Dense, DenseBf16, DenseBf16Guess
 from machine import free_bytes
-from ours import Ours, OursHalved
-from peers import PEERS, Unsupported
+from ours import Ours, OursHalved, OursTriton
+from peers import PEERS
 from planted_batches import planted_batches
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from tl_crosscoder.dictionary.sparsity import BatchTopK
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.train import train
 
-EVERYONE: list[type[Contender]] = [Ours, OursHalved, Dense, DenseBf16, DenseBf16Guess, *PEERS]
+EVERYONE: list[type[Contender]] = [Ours, OursHalved, OursTriton, Dense, DenseBf16, DenseBf16Guess, *PEERS]
 CONTENDERS = {contender.key: contender for contender in EVERYONE}
 LR = 1e-4
 N_BATCHES = 8
@@ -50,13 +50,16 @@ class Size:
         return start_of(crosscoder, self.k, self.dead)
 
 
-def compare(size: Size, keys: list[str], *, warmup: int, rounds: int, untimed: int = 2) -> dict[str, Any]:
+def compare(
+    size: Size, keys: list[str], *, warmup: int, rounds: int, untimed: int = 2, device: str = "cpu"
+) -> dict[str, Any]:
     """The contenders' rows, and why others were skipped.  ``on_core``: the share of the time that the process had its cores.
 
     Time is taken in ``rounds`` rounds after ``untimed`` ones.
     """
     batches = size.batches()
-    start = size.start(batches, warmup)
+    start = size.start(batches, warmup).to(device)
+    batches = [batch.to(device) for batch in batches]
     contenders, skipped = enter(start, keys, size.batch)
     del start
     began, began_on_core = time.perf_counter(), time.process_time()
@@ -97,8 +100,10 @@ def time_steps(
     for n in range(untimed + rounds):
         for i in [(n + i) % len(contenders) for i in range(len(contenders))]:
             contenders[i].keep_dead()
+            finish(batches[0])
             began, began_on_core = time.perf_counter(), time.process_time()
             loss = contenders[i].step(batches[n % IN_TURN])
+            finish(loss)
             seconds[i].append(time.perf_counter() - began)
             on_core[i].append(time.process_time() - began_on_core)
             losses[i].append(loss.item())
@@ -114,7 +119,13 @@ def time_steps(
     return rows
 
 
-def growth(size: Size, keys: list[str], *, doublings: int = 2, **options: int) -> dict[str, Any]:
+def finish(near: Tensor) -> None:
+    """Wait until a GPU has done what it was told."""
+    if near.is_cuda:
+        torch.cuda.synchronize(near.device)
+
+
+def growth(size: Size, keys: list[str], *, doublings: int = 2, **options: Any) -> dict[str, Any]:
     """For each contender the exponents with which its time grows in d_sae, k and batch, by least squares on log-log.
 
     ``options``: those of ``compare``.

@@ -1,6 +1,6 @@
 """What a contender is, and the weights they all start from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -13,6 +13,10 @@ from tl_crosscoder.dictionary.crosscoder import Crosscoder
 SILENT = 10_000_000
 
 
+class Unsupported(Exception):
+    """The contender cannot take this step."""
+
+
 @dataclass(frozen=True, eq=False)
 class Start:
     """The weights every contender starts from, and which latents it shall count as dead."""
@@ -23,6 +27,11 @@ class Start:
     b_dec: Float[Tensor, "model d_in"]
     dead: Bool[Tensor, "d_sae"]
     k: int
+
+    def to(self, device: torch.device | str) -> "Start":
+        """The same on a device."""
+        names = "W_enc", "b_enc", "W_dec", "b_dec", "dead"
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     @property
     def parameter_bytes(self) -> int:

@@ -1,10 +1,11 @@
 """The same training step as dense products, written out plainly."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from contenders import Contender, Start
 from torch import Tensor
+
+from tl_crosscoder.dictionary.sparse_ops import flat_nonzero
 
 
 class Dense(Contender):
@@ -21,7 +22,7 @@ class Dense(Contender):
 
     def step(self, x: Tensor) -> Tensor:
         y = x.flatten(1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
             pre_acts, _, recon = self._forward(y)
             residual = y - recon
             loss = mse = residual.square().sum() / len(y)
@@ -38,7 +39,7 @@ class Dense(Contender):
         pre_acts = F.linear(y, W_enc, b_enc)
         scores = pre_acts.detach().relu() * self._norms()
         kept = self._largest(scores.flatten(), self.k * len(y))
-        mask = torch.zeros(scores.numel(), dtype=torch.bool)
+        mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
         mask[kept] = True
         acts = pre_acts.where(mask.view_as(scores), 0)
         return pre_acts, acts, acts @ W_dec + b_dec
@@ -80,9 +81,9 @@ class DenseBf16Guess(DenseBf16):
     guess = 0.0
 
     def _largest(self, scores: Tensor, count: int) -> Tensor:
-        candidates = torch.from_numpy(np.flatnonzero((scores > self.guess).numpy()))
+        candidates = flat_nonzero(scores > self.guess)
         if len(candidates) < count:
-            candidates = torch.from_numpy(np.flatnonzero((scores > 0).numpy()))
+            candidates = flat_nonzero(scores > 0)
         values, chosen = scores[candidates].topk(min(count, len(candidates)), sorted=False)
         self.guess = 0.9 * values.min().item()
         return candidates[chosen]

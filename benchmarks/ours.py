@@ -7,7 +7,7 @@ from threading import Thread
 from typing import Literal
 
 import torch
-from contenders import SILENT, Contender, Start
+from contenders import SILENT, Contender, Start, Unsupported
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder, CrosscoderOutput
@@ -22,11 +22,12 @@ class Ours(Contender):
 
     key, title = "ours", "this library"
     moments: Literal["as weights", "bfloat16"] = "as weights"
+    kernels: Literal["torch", "triton"] = "torch"
 
     def __init__(self, start: Start, lr: float):
         d_sae, _, d_in = start.W_dec.shape
         self.crosscoder = crosscoder = Crosscoder(d_in, d_sae, BatchTopK(start.k, threshold_start=0.0))
-        crosscoder.to(start.W_dec.dtype)
+        crosscoder.to(start.W_dec)
         with torch.no_grad():
             crosscoder.W_enc_rows.copy_(start.W_enc)
             crosscoder.b_enc.copy_(start.b_enc)
@@ -44,6 +45,7 @@ class Ours(Contender):
             log_every=never,
             progress=False,
             moments=self.moments,
+            kernels=self.kernels,
         )
         self.given: SimpleQueue[Tensor | None] = SimpleQueue()
         self.done: SimpleQueue[BaseException | None] = SimpleQueue()
@@ -86,6 +88,16 @@ class Ours(Contender):
 
 class OursHalved(Ours):
     key, title, moments = "ours-halved", "this library, bf16 moments", "bfloat16"
+
+
+class OursTriton(Ours):
+    key, title, kernels = "ours-triton", "this library, Triton kernels", "triton"
+
+    def __init__(self, start: Start, lr: float):
+        try:
+            super().__init__(start, lr)
+        except ValueError as error:  # no GPU, no interpreter
+            raise Unsupported(str(error)) from error
 
 
 class Closed(Exception):

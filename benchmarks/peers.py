@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from contenders import SILENT, Contender, Start
+from contenders import SILENT, Contender, Start, Unsupported
 from torch import Tensor
 
 
@@ -256,10 +256,6 @@ class Llamascopium(Contender):
     @torch.no_grad()
     def l0(self, x: Tensor) -> float:
         return self.sae.encode(x).count_nonzero().item() / x.shape[1] / len(x)
-
-
-class Unsupported(Exception):
-    """The peer cannot take this step."""
 
 
 @torch.no_grad()

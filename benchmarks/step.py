@@ -1,13 +1,16 @@
 """One full training step (forward, losses, backward, clip, Adam): this library against dense steps and other libraries.
 
     python benchmarks/step.py --d-in 576 --d-sae 8192 --k 32 --batch 1024 [--dead 0.1] [--threads 1] [--rounds 7]
-    [--contenders ours,dense-bf16,sae-lens] [--memory ours] [--without-bf16] [--growth] [--json]
+    [--contenders ours,dense-bf16,sae-lens] [--memory ours] [--without-bf16] [--growth] [--device cuda] [--json]
 
 Everyone starts from the same dictionary, trained for ``--warmup`` steps on the same planted activations, and gets the same batches;
 the rounds are interleaved in one process, and the median counts.  ``cpu``: the time in which the process had a core, the steadier
 measure where other programs run.  ``memory``: growth of the resident set over the steps, in a process of its own, in multiples of
 the parameters in float32.  ``l0``: mean number of latents that a step decodes from.  ``loss``: the last loss over the first one on
 the same batch, by each contender's own measure.  Other libraries: see peers.py.
+
+``--device cuda``: weights and batches are there, for ours... and dense...; a step is over when the GPU is done, and ``cpu`` is what
+it cost the processor.  Memory is not measured there.
 
 ``--growth`` instead doubles d_sae, k and batch in turn, twice, and prints the exponents of the time."""
 
@@ -72,6 +75,7 @@ def main() -> None:
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="ratios refer to the first")
     parser.add_argument("--memory", help="whose memory is measured; '' nobody's (everybody's)")
     parser.add_argument("--without-bf16", action="store_true", help="as on a processor without AMX")
+    parser.add_argument("--device", default="cpu", help="where weights and batches are")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -83,9 +87,10 @@ def main() -> None:
         without_bf16()
     size = Size(options.d_in, options.d_sae, options.k, options.batch, options.dead)
     measure = growth if options.growth else compare
-    result = measure(size, keys, warmup=options.warmup, rounds=options.rounds, untimed=options.untimed)
+    how = {name: getattr(options, name) for name in ("warmup", "rounds", "untimed", "device")}
+    result = measure(size, keys, **how)
     result = {"machine": machine(), **result}
-    for row in result.get("rows", []):
+    for row in result.get("rows", []) if options.device == "cpu" else []:
         if options.memory is None or row["key"] in options.memory.split(","):
             row["memory"] = memory_in_child(size, row["key"])
     if options.json:

@@ -1,5 +1,6 @@
 """The benchmarks run, and compare like with like."""
 
+import os
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -16,6 +17,7 @@ compare, dense, ours, step = map(import_module, ["compare", "dense", "ours", "st
 sys.path.remove(BENCHMARKS)
 
 SIZE = compare.Size(d_in=8, d_sae=64, k=4, batch=32, dead=0.25)
+RUNS_TRITON = os.environ.get("TRITON_INTERPRET") == "1"
 OWN = ["ours", "dense", "dense-bf16", "dense-bf16-guess"]
 
 
@@ -79,6 +81,13 @@ def test_growth_is_measured_for_each_size_that_doubles():
     result = compare.growth(SIZE, ["ours"], warmup=1, rounds=1, doublings=1)
     assert set(result["exponents"]["ours"]) == {"d_sae", "k", "batch"}
     assert len(result["measurements"]) == 4
+
+
+@pytest.mark.skipif(RUNS_TRITON, reason="here it is not skipped")
+def test_triton_kernels_are_skipped_without_a_gpu_and_it_is_said():
+    result = compare.compare(SIZE, ["ours", "ours-triton"], warmup=1, rounds=1)
+    assert [row["key"] for row in result["rows"]] == ["ours"]
+    assert "kernels='torch'" in result["skipped"]["ours-triton"]
 
 
 def test_a_peer_that_cannot_be_imported_is_skipped_and_said(monkeypatch):
