@@ -11,6 +11,8 @@ import torch
 
 from tests.studies.planted import latents_of_interest, planted_crosscoder, planted_pair
 from tl_crosscoder.data.planted import Behaviour
+from tl_crosscoder.figures import NotDrawn
+from tl_crosscoder.figures.strength_curves import strength_curves
 from tl_crosscoder.interventions import steer
 from tl_crosscoder.models.answers import turn_ends
 from tl_crosscoder.models.corpus import Corpus
@@ -252,6 +254,12 @@ def test_a_result_is_read_back_and_drawn(result):
     back = StudyResult.from_dict(result.to_dict())
     assert back.verdict == result.verdict and "latent 0 at 1 in" in result.verdict[0]
     assert back.panel().figure.startswith("<svg")
+
+
+def test_a_column_that_the_picture_needs_is_named_where_it_is_missing(result):
+    for name in ("rate", "perplexity_tuned"):
+        with pytest.raises(NotDrawn, match=f"no column {name}"):
+            strength_curves(result.table.drop(columns=name))
 
 
 def test_what_makes_no_sense_is_refused_before_anything_runs(planted):

@@ -11,17 +11,9 @@ from tl_crosscoder.figures.text import visible
 COLOURS = {"base": BLUE, "tuned": ORANGE}
 CONTROLS = {"random latents": "--", "random directions": ":"}
 NEEDED = (
-    "behaviour",
-    "prompts",
-    "side",
-    "target",
-    "kind",
-    "strength",
-    "rate_coherent",
-    "low",
-    "high",
-    "perplexity_base",
-)
+    "behaviour", "prompts", "side", "target", "kind", "strength",
+    "rate", "rate_coherent", "perplexity_base", "perplexity_tuned",
+)  # fmt: skip
 
 
 def strength_curves(table: pd.DataFrame) -> Drawing:
@@ -44,36 +36,8 @@ def strength_curves(table: pd.DataFrame) -> Drawing:
         for column, (behaviour, prompts) in enumerate(columns):
             here = _where(table, behaviour=behaviour, prompts=prompts)
             top, bottom = grid[:, column]
-            for side, colour in COLOURS.items():
-                mine = _where(here, side=side)
-                for kind, dashes in CONTROLS.items():
-                    for axes, value in ((top, "share"), (bottom, "perplexity")):
-                        _line(
-                            axes,
-                            mine,
-                            main,
-                            kind,
-                            value,
-                            color=SOFT if side == "tuned" else FAINT,
-                            linestyle=dashes,
-                            linewidth=1,
-                        )
-                for target in dict.fromkeys(mine["target"]):
-                    if target not in ("none", main):
-                        _line(top, mine, target, "latents", "share", color=colour, linewidth=0.5)
-                _line(top, mine, main, "latents", "any", color=colour, linewidth=4, alpha=0.2)
-                for axes, value in ((top, "share"), (bottom, "perplexity")):
-                    _line(
-                        axes,
-                        mine,
-                        main,
-                        "latents",
-                        value,
-                        color=colour,
-                        marker="o",
-                        markersize=2.5,
-                        label=f"{side}, {main}",
-                    )
+            for side in COLOURS:
+                _one_model(top, bottom, _where(here, side=side), side, main)
             top.set_title(f"{visible(behaviour)}\n{prompts} prompts")
             top.set_ylim(-3, 103)
             bottom.set_yscale("log")
@@ -86,7 +50,25 @@ def strength_curves(table: pd.DataFrame) -> Drawing:
     return Drawing(draw, (max(3.5, 1.9 * len(columns) + 0.6), 4.0))
 
 
+def _one_model(top: Any, bottom: Any, mine: pd.DataFrame, side: str, main: str) -> None:
+    """One model's lines: its controls, each other target thin, and ``main`` with its share in any answer and its perplexity."""
+    values = ((top, "share"), (bottom, "perplexity"))
+    grey = {"color": SOFT if side == "tuned" else FAINT, "linewidth": 1}
+    for kind, dashes in CONTROLS.items():
+        for axes, value in values:
+            _line(axes, mine, main, kind, value, linestyle=dashes, **grey)
+    colour = COLOURS[side]
+    for target in dict.fromkeys(mine["target"]):
+        if target not in ("none", main):
+            _line(top, mine, target, "latents", "share", color=colour, linewidth=0.5)
+    _line(top, mine, main, "latents", "any", color=colour, linewidth=4, alpha=0.2)
+    dotted = {"color": colour, "marker": "o", "markersize": 2.5, "label": f"{side}, {main}"}
+    for axes, value in values:
+        _line(axes, mine, main, "latents", value, **dotted)
+
+
 def _where(table: pd.DataFrame, **equal: str) -> pd.DataFrame:
+    """The rows with these values."""
     chosen = np.all([(table[name] == value).to_numpy(bool) for name, value in equal.items()], axis=0)
     return table.iloc[np.flatnonzero(chosen)]
 
