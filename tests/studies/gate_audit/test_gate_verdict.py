@@ -19,7 +19,7 @@ NEEDED = REAL | ASKED | {"effect": 0.4, "low": 0.3, "high": 0.5, "rank_p": 1 / 2
         ("STABLE_NOT_CAUSAL", "suffer too", NEEDED | {"on_minus_off_low": -0.1, "off_low": 0.05}),
         # other prompts lose nothing that could be shown, but are too few to say so
         ("UNDERPOWERED", "too few", NEEDED | {"on_minus_off_low": -0.1, "off_low": -0.1}),
-        ("GATE_BROKEN", "1 latents", NEEDED | {"identity": 1}),
+        ("GATE_BROKEN", "1 latent passes", NEEDED | {"identity": 1}),
         ("UNDERPOWERED", "nothing to ask about", NEEDED | {"target": 0}),
         ("DISTRIBUTION_DRIFT", "no more than 3 times", NEEDED | {"noise": 10}),
         ("DISTRIBUTION_DRIFT", "no more than by chance", NEEDED | {"p_null": 0.2}),

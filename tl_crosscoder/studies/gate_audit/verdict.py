@@ -58,19 +58,21 @@ def decide(found: Evidence, *, noise_factor: float = 3.0, detectable: float = 0.
     """
     said: list[str] = []
     if found.identity:
-        return "GATE_BROKEN", [f"{found.identity} latents pass the gate where the two sides are identical"]
+        passing = "1 latent passes" if found.identity == 1 else f"{found.identity} latents pass"
+        return "GATE_BROKEN", [f"{passing} the gate where the two sides are identical"]
     said.append("no latent passes where the two sides are identical")
     if not found.target:
         return "UNDERPOWERED", [
             *said,
             "no latent passes the gate in the pair, so there is nothing to ask about",
         ]
-    counts = f"{found.target} pass in the pair, {found.noise} with noise of the same size"
+    counts = f"in the pair pass {found.target}, with noise of the same size {found.noise}"
     if found.target <= noise_factor * found.noise:
         return "DISTRIBUTION_DRIFT", [*said, f"{counts}: no more than {noise_factor:g} times as many"]
     said.append(counts)
     if found.n_pairs < ENOUGH_PAIRS or math.isnan(found.p_null):
-        few = f"{found.n_pairs} pairs of {found.kind} latents could have been found again by another seed: too few"
+        pairs = "1 pair" if found.n_pairs == 1 else f"{found.n_pairs} pairs"
+        few = f"{pairs} of {found.kind} latents could have been found again by another seed: too few"
         return "UNDERPOWERED", [*said, few]
     again = f"{found.share:.0%} of the latents ({found.kind}) are found again by another seed (p {found.p_null:.2g} of chance)"
     if found.p_null > ALPHA:
