@@ -230,6 +230,7 @@ def test_a_recipe_that_is_not_there_is_refused_before_work(
         ({"tuned": "other"}, 3, "tokenizer"),
         ({"--text": "missing.txt"}, 2, "missing.txt"),
         ({"--k": "999"}, 2, "999"),
+        ({"--limit": "0"}, 2, "--limit"),
         ({"tuned": None}, 2, "--adapter"),
     ],
 )

@@ -175,6 +175,8 @@ def test_a_run_compared_with_itself_is_the_same(known, monkeypatch, capsys, tmp_
         ("equivalence", ("--latents", "3,x"), "wanted numbers with commas between them, got '3,x'"),
         ("explain", ("--latents", ","), "wanted numbers with commas between them, got ','"),
         ("steer", ("--adapter", "lora"), "--adapter lora wants BASE beside it"),
+        ("substitution", ("--reads", "each"), "--reads says what an --against reads; there is none"),
+        ("substitution", ("--tokens", 0), "Invalid value for '--tokens'"),
         (
             "audit",
             ("--off-task", __file__),

@@ -40,7 +40,7 @@ RecipeName = Annotated[
     ),
 ]
 Context = Annotated[int, typer.Option(help="Tokens a window of text.")]
-Limit = Annotated[int | None, typer.Option(help="At most this many tokens of text.")]
+Limit = Annotated[int | None, typer.Option(help="At most this many tokens of text.", min=1)]
 NewTokens = Annotated[
     int, typer.Option(help="Length of the answers to --prompts' and --behaviours' questions.")
 ]

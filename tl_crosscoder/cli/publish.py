@@ -57,12 +57,14 @@ def publish_command(
 
 
 def _figures(done: "Publication") -> dict[str, object]:
+    """The publication as JSON."""
     checks = [vars(check) for check in done.checks]
     known = {"repo": done.repo, "private": done.private, "commit": done.commit, "url": done.url}
     return known | {"files": done.files, "checks": checks, "card": done.card}
 
 
 def _show(done: "Publication") -> None:
+    """Print where it lies, or the card of a dry run; then files, checks and what comes of them."""
     if done.commit:
         print(f"published: {done.url}")
         print(f'load it:   tlc.from_pretrained("{done.repo}@{done.commit}")')
@@ -70,7 +72,7 @@ def _show(done: "Publication") -> None:
         print(done.card)
     for line in _listed(done.files):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    total = f"{len(done.files)} files, {_size(sum(done.files.values()))}"
+    total = f"{_files(len(done.files))}, {_size(sum(done.files.values()))}"
     who = "private" if done.private else "public"
     console.print(f"  {total}, {who}, {done.repo}\n", markup=False, highlight=False, soft_wrap=True)
     for check in done.checks:
@@ -90,12 +92,18 @@ def _listed(files: dict[str, int]) -> list[str]:
         first, *rest = path.split("/")
         parts.setdefault(first + "/" * bool(rest), []).append(size)
     return [
-        f"  {name:<20} {_size(sum(sizes)):>9}" + (f"  {len(sizes)} files" if name.endswith("/") else "")
+        f"  {name:<20} {_size(sum(sizes)):>9}" + (f"  {_files(len(sizes))}" if name.endswith("/") else "")
         for name, sizes in parts.items()
     ]
 
 
+def _files(n: int) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{n} file{'' if n == 1 else 's'}"
+
+
 def _size(size: int) -> str:
+    """Bytes in the unit that leaves three figures."""
     number, unit = float(size), "B"
     for larger in ("kB", "MB", "GB"):
         if number < 1000:

@@ -25,7 +25,9 @@ def substitution_command(
     on: Annotated[
         str | None, typer.Option(help="A behaviour, on the tuned model's answers to its held-out prompts.")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens of held-out text; the run's own number.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens of held-out text; the run's own number.", min=1)
+    ] = None,
     n_specific: Annotated[
         int | None, typer.Option(help="Size of the specific set, such as another dictionary's; a tenth.")
     ] = None,
@@ -49,6 +51,8 @@ def substitution_command(
     quiet: Quiet = False,
 ) -> None:
     """Put latents' change into the base activations of the tuned model: KL, NLL, agreement.  Goes on where it was stopped."""
+    if reads is not None and not against:
+        raise ValueError("--reads says what an --against reads; there is none.")
     from tl_crosscoder.diffing.run import held_out_text
     from tl_crosscoder.models.drop import Drop
     from tl_crosscoder.studies.behaviour import tuned_answers
