@@ -100,6 +100,7 @@ def _of_path(error: OSError) -> str:
 
 
 def exit_code(error: Exception) -> int:
+    """What the shell is told of an error: whose it is to mend; 1 for what nobody foresaw."""
     from tl_crosscoder.errors import CrosscoderError, HubError, InUse, NotSaved
 
     if isinstance(error, NotSaved):

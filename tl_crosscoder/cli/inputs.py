@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def diff_config(**settings: Any) -> "DiffConfig":
+    """How to learn and rank; ValueError for settings that cannot be."""
     from tl_crosscoder.diffing.config import DiffConfig
 
     return DiffConfig(**settings)
@@ -23,6 +24,7 @@ def diff_config(**settings: Any) -> "DiffConfig":
 def load_pair(
     base: str, tuned: str | None, adapter: str | None, hook: str, device: str, dtype: str
 ) -> "ModelPair":
+    """Both models at one hook, on their device; ValueError unless one of ``tuned`` and ``adapter`` is given."""
     if (tuned is None) == (adapter is None):
         raise ValueError(
             f"give a fine-tuned model or --adapter, one of the two; got {tuned!r} and {adapter!r}."
@@ -33,14 +35,16 @@ def load_pair(
 
 
 def read_corpus(pair: "ModelPair", text: list[str], context: int, limit: int | None) -> "Corpus":
+    """All sources in one corpus, each with the same share of ``limit`` tokens."""
     from tl_crosscoder.models.text_source import load_text_source
 
-    each = -(-limit // len(text)) if limit else None  # the same share of every source
+    each = -(-limit // len(text)) if limit else None
     parts = [load_text_source(source, pair.tokenizer, context=context, max_tokens=each) for source in text]
     return functools.reduce(operator.add, parts)
 
 
 def read_lines(path: Path | None) -> list[str] | None:
+    """The lines of a file that are not blank; None where the option was left out."""
     return (
         [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if path
@@ -62,6 +66,7 @@ def numbers(text: str | None, kind: type = int) -> list | None:
 
 
 def read_behaviours(path: Path | None) -> list["Behaviour"]:
+    """The behaviours in a JSON file; none where the option was left out."""
     from tl_crosscoder.data.planted import Behaviour
 
     if path is None:

@@ -17,6 +17,7 @@ JudgeName = Annotated[
 
 
 def open_judge(model: str | None) -> "OpenAIJudge | None":
+    """The language model of that name as a judge; None for the rule that works offline."""
     from tl_crosscoder.studies.openai_judge import OpenAIJudge
 
     return None if model is None else OpenAIJudge(model)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 
 def say(quiet: bool):
+    """What prints a step of a long job on standard error, or nothing."""
     return (
         (lambda _: None)
         if quiet
@@ -18,6 +19,7 @@ def say(quiet: bool):
 
 
 def show_report(report: "DiffReport", as_json: bool) -> None:
+    """Print the verdict and where the report lies, or all figures as JSON."""
     if as_json:
         print_figures(report.metrics, True)
         return
@@ -29,10 +31,12 @@ def show_report(report: "DiffReport", as_json: bool) -> None:
 
 
 def digits(value: object) -> object:
+    """A number with three figures; anything else as it is."""
     return f"{value:.3g}" if isinstance(value, float) else value
 
 
 def print_figures(value: Any, as_json: bool) -> None:
+    """Print a text, or a line for each figure, or all as strict JSON."""
     if as_json:
         from tl_crosscoder.diffing.folder import strict
 

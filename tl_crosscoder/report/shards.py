@@ -24,7 +24,7 @@ def script_json(value: Any) -> str:
 def write_table(
     directory: Path, table: pd.DataFrame, pages: list[int], tokens: Mapping[int, list[str]]
 ) -> list[str]:
-    """Write ``data/*.js`` and ``data/latents.csv``; returns the scripts in the order in which the page loads them.
+    """The names of the scripts, in the order in which the page loads them, all written to ``directory`` beside ``latents.csv``.
 
     ``tokens`` are the strongest tokens of the latents that have a page; they are text like any other column, searchable.
     """

@@ -60,6 +60,7 @@ def steered_answers(
 
 
 def rates(answers: pd.DataFrame) -> pd.DataFrame:
+    """A row a behaviour, way, direction and strength: the shares of its answers; random directions are pooled."""
     keys, rows = ["behaviour", "how", "direction", "strength"], []
     groups: Any = answers.groupby(keys, sort=False)
     for key, group in groups:

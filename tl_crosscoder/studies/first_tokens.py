@@ -24,6 +24,7 @@ class FirstTokens:
         self.norms = torch.zeros(n_first, 2, dtype=torch.float64)
 
     def add(self, pair: ModelPair, batch: TokenBatch, indices: Tensor, drop: Drop) -> None:
+        """Count the kept first tokens of the documents that ``indices`` number."""
         batch = _cut(batch, len(self.count))
         acts = pair.capture(batch)
         keep = kept_tokens(batch, acts, drop).cpu()
@@ -42,6 +43,7 @@ class FirstTokens:
         return total / count[:, None]
 
     def table(self, means: Float[Tensor, "place d_in"]) -> pd.DataFrame:
+        """A row a position and one for all: how long the mean difference is, beside the tokens' own, and how well halves agree."""
         count, norms = self._with_all(self.count.sum(1)), self._with_all(self.norms)
         norm, single, usual = means.norm(dim=-1), norms[:, 0] / count, norms[:, 1] / count
         halves = self._with_all(self.difference)

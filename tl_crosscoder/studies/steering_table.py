@@ -15,6 +15,7 @@ KEYS = ["behaviour", "prompts", "side", "target", "kind", "strength"]
 
 
 def answer_rows(where: dict[str, str], push: Push, said: list[Answer], verdicts: list[Any]) -> pd.DataFrame:
+    """A row an answer: where it was asked, under which push, what the judge made of it, its perplexity under both models."""
     about = where | {"target": push.target, "kind": push.kind, "draw": push.draw}
     frame = pd.DataFrame([about | answer for answer in said])
     frame["shown"] = pd.array([holds for holds, _ in verdicts], dtype="boolean")
@@ -25,6 +26,7 @@ def answer_rows(where: dict[str, str], push: Push, said: list[Answer], verdicts:
 
 
 def summarise(answers: pd.DataFrame, made: list[Push], typical: dict[Any, float]) -> pd.DataFrame:
+    """A row for each of ``KEYS``: the dose, the rates over the answers of all draws, and what they cost in perplexity."""
     doses = {push.target: (float(push.vector.norm()), push.unit) for push in made if push.kind == LATENTS}
     rows = []
     for key, group in answers.groupby(KEYS, sort=False):
@@ -54,6 +56,7 @@ def stopped(answers: pd.DataFrame) -> dict[tuple[Any, ...], tuple[float, float]]
 
 
 def _rates(group: pd.DataFrame) -> Row:
+    """The rates over the judged answers of one row; ``coherent`` over all of them."""
     judged = group["shown"].notna().to_numpy(bool)
     shown, coherent = group["shown"].fillna(False).to_numpy(bool), group["coherent"].to_numpy(bool)
     good, draw, n = (shown & coherent)[judged], group["draw"].to_numpy(int)[judged], int(judged.sum())
