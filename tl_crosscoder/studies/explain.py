@@ -111,9 +111,8 @@ def explain(
     conversations are shown, the other half judged.  A latent that is in several groups counts in the first.  ``parts``: a folder in
     which each latent's description and verdicts are kept, so that the same call goes on after a kill.
     """
-    named = dict(groups) if isinstance(groups, Mapping) else {"latents": groups}
-    group_of = {int(j): name for name in reversed(list(named)) for j in named[name]}
-    latents = [j for name in named for j in dict.fromkeys(map(int, named[name])) if group_of[j] == name]
+    group_of = _grouped(groups)
+    latents = list(group_of)
     if not latents or not all(0 <= j < crosscoder.d_sae for j in latents):
         raise IndexError(f"explain wants latents of 0..{crosscoder.d_sae - 1}, at least one; got {latents}.")
     explainer, judge = explainer or TokenJudge(), judge or TokenJudge()
@@ -142,13 +141,8 @@ def explain(
             {"latent": j, "bin": b, "against": s, "accuracy": value, "n_firing": n, "n_silent": m}
             for (b, s), (value, n, m) in mine.items()
         ]
-        lost = [
-            (kind, i, said)
-            for kind, part in verdicts.items()
-            for i, (holds, said) in enumerate(part)
-            if holds is None
-        ]
-        unusable += [{"latent": j, "passage": asked[kind][i].text, "said": said} for kind, i, said in lost]
+        lost = _unjudged(verdicts, asked)
+        unusable += [{"latent": j, "passage": passage.text, "said": said} for passage, said in lost]
         scores = {f"score_{s}": _mean([mine[b, s][0] for b in BINS]) for s in SILENT}
         counts = {"n_firing": sum(map(len, fires.values()))} | {f"n_{s}": len(silent[s]) for s in SILENT}
         rows.append(
@@ -156,14 +150,31 @@ def explain(
             | {"score_shuffled": _mean(null), **counts, "n_unjudged": len(lost)}
         )
     table = pd.DataFrame(rows)
-    groups_table = _group_means(table)
+    means = _group_means(table)
     if effects is not None:
         table = table.assign(**_promoted(effects, latents))
     known = pd.DataFrame() if effects is None else effects
-    return ExplainResult(table, pd.DataFrame(bins), groups_table, pd.DataFrame(unusable), known)
+    return ExplainResult(table, pd.DataFrame(bins), means, pd.DataFrame(unusable), known)
+
+
+def _grouped(groups: Mapping[str, Sequence[int]] | Sequence[int]) -> dict[int, str]:
+    """Latent -> the first group that has it, in the order of the groups."""
+    named = groups if isinstance(groups, Mapping) else {"latents": groups}
+    group_of: dict[int, str] = {}
+    for name, latents in named.items():
+        for latent in latents:
+            group_of.setdefault(int(latent), name)
+    return group_of
+
+
+def _unjudged(verdicts: dict[str, list[Any]], asked: dict[str, list[Passage]]) -> list[tuple[Passage, str]]:
+    """The passages without a usable verdict, and what the judge said instead."""
+    pairs = [(p, v) for kind, made in verdicts.items() for p, v in zip(asked[kind], made, strict=False)]
+    return [(passage, said) for passage, (holds, said) in pairs if holds is None]
 
 
 def _usable(verdicts: dict[str, list[Any]]) -> bool:
+    """Whether every passage has a verdict."""
     return all(map(all_usable, verdicts.values()))
 
 
