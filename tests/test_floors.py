@@ -11,7 +11,7 @@ import tl_crosscoder
 
 PACKAGE = Path(tl_crosscoder.__file__).parent
 FLOORS = {
-    "types": 0, "errors": 0, "registry": 0, "files": 0, "lock": 0, "gates": 0, "ranks": 0, "data": 0,
+    "types": 0, "errors": 0, "widths": 0, "registry": 0, "files": 0, "lock": 0, "gates": 0, "ranks": 0, "data": 0,
     "dictionary": 1, "models": 1, "figures": 1,
     "training": 2, "analysis": 2, "interventions": 2,
     "studies": 3,

@@ -15,6 +15,8 @@ The codes ``f`` need the activations of *both* models at the same tokens: ``othe
 tensor of the same shape or a function of no arguments that gives them for the forward pass under way
 (``ModelPair.generate`` supplies one).
 
+Of models of unlike width each is edited in its own; only what takes one model from the other is refused (ShapeMismatch).
+
 ``latents`` is a list of ids, a boolean mask ``[d_sae]``, or a boolean mask ``[seq, d_sae]`` with one set for
 each sequence. ``mask [seq pos]`` is True where the edit applies; elsewhere the activations pass unchanged.  In
 a generation step with a key-value cache (one position, a longer mask) the new tokens are edited."""
@@ -30,6 +32,7 @@ from tl_crosscoder.analysis.base import evaluating
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import ShapeMismatch
 from tl_crosscoder.types import BASE, TUNED, Edit
+from tl_crosscoder.widths import padded, refuse_unlike
 
 OtherActs = Tensor | Callable[[], Tensor]
 Latents = Iterable[int] | Tensor
@@ -77,6 +80,8 @@ def ablate(
     if part not in get_args(Part):
         raise ValueError(f"no part {part!r} of a latent; known: {', '.join(get_args(Part))}")
     other = _other(model)
+    if part == "difference":
+        refuse_unlike(crosscoder, "the difference that a latent makes")
 
     def removed(rows: Tensor) -> Tensor:
         written = rows[:, model] - rows[:, other] if part == "difference" else rows[:, model]
@@ -104,6 +109,7 @@ def substitute(
 
     Source: Minder et al. 2025, arXiv:2504.02922, causal experiments.
     """
+    refuse_unlike(crosscoder, "substitute")
     changed = lambda rows: rows[:, TUNED] - rows[:, BASE]
     bias = _bias_difference(crosscoder) if include_bias_difference else None
     onto = "own" if model == BASE else "other"
@@ -153,7 +159,7 @@ def latent_mask(crosscoder: Crosscoder, latents: Latents) -> Bool[Tensor, "*seq 
 def _raw_rows(crosscoder: Crosscoder, model: int) -> Float[Tensor, "d_sae d_in"]:
     """One model's decoder."""
     _check_model(crosscoder, model)
-    return crosscoder.raw_rows().detach()[:, model]
+    return crosscoder.raw_rows().detach()[:, model, : crosscoder.widths[model]]
 
 
 def _check_model(crosscoder: Crosscoder, model: int) -> None:
@@ -196,12 +202,15 @@ def _add_codes(
 
     def edit(acts: Tensor, hook: object = None) -> Tensor:  # noqa: ARG001
         other = (other_acts if isinstance(other_acts, Tensor) else other_acts()).to(acts.device)
-        if other.shape != acts.shape:
+        width, d_in, widths = acts.shape[-1], few.d_in, few.widths
+        sides = (model, acts), (other_model, other)  # each padded, or as its model has it
+        fit = all(x.shape[-1] in (d_in, *widths[m : m + 1]) for m, x in sides)
+        if not fit or other.shape[:-1] != acts.shape[:-1]:
             raise ShapeMismatch(
                 f"the edit got activations {list(acts.shape)} and the other model's {list(other.shape)}; they must be of "
                 "the same tokens. While generating, use ModelPair.generate, which runs the other model in lockstep."
             )
-        own, other = acts.float(), other.float()
+        own, other = (padded(x.float(), d_in) for x in (acts, other))
         start = own if onto == "own" else other
         pair = torch.stack([own, other] if model < other_model else [other, own], dim=-2)
         where = _everywhere(acts) if mask is None else _fit(mask, acts)
@@ -217,7 +226,7 @@ def _add_codes(
             written = (written if bias is None else written + bias).to(acts.device)
         result = torch.where(where[..., None], start, own)
         result[where] = result[where] + written
-        return result.to(acts.dtype)
+        return result[..., :width].to(acts.dtype).contiguous()
 
     return edit
 

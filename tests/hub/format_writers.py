@@ -271,9 +271,13 @@ def crosscode(folder, *, kind="jumprelu", models=M, points=1, folded=True, biase
     return Written(folder, formula, {"threshold": 1.5} if kind == "batchtopk" else {}, stored)
 
 
-def llamascopium(folder, *, act="relu", how="dataset-wise", same_norms=False, name="sae_weights.safetensors"):
-    """§3.6: heads; the gate of each head is weighed by that head's decoder norm."""
+def llamascopium(
+    folder, *, act="relu", how="dataset-wise", same_norms=False, padded=0, name="sae_weights.safetensors"
+):
+    """§3.6: heads; the gate of each head is weighed by that head's decoder norm; the last one's last dimensions may be padding."""
     E, b, W, c, log_t = numbers((M, D, F), (M, F), (M, F, D), (M, D), (F,), seed=5)
+    for tensor in (E.mT, W, c):
+        tensor[-1, ..., D - padded :] = 0
     if same_norms:
         W = W / W.norm(dim=-1, keepdim=True) * torch.linspace(0.5, 2, F, dtype=torch.float64)[:, None]
     norms, hooks = torch.tensor([3.0, 4.0], dtype=torch.float64), ["base.13", "tuned.13"]

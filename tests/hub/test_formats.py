@@ -34,6 +34,7 @@ CASES = {
     "crosscode GroupMax": lambda p: writers.crosscode(p, kind="groupmax"),
     "crosscode, three hook points of one model": lambda p: writers.crosscode(p, models=1, points=3),
     "Llamascopium ReLU": writers.llamascopium,
+    "Llamascopium ReLU, a head padded": lambda p: writers.llamascopium(p, padded=2),
     "Llamascopium ReLU, raw activations": lambda p: writers.llamascopium(p, how="none"),
     "Llamascopium .pt": lambda p: writers.llamascopium(p, name="sae_weights.pt"),
     "Llamascopium JumpReLU, equal norms": lambda p: writers.llamascopium(p, act="jumprelu", same_norms=True),
@@ -49,6 +50,11 @@ CASES = {
     "SAE-Lens concatenated JumpReLU": lambda p: writers.sae_lens_flat(p, architecture="jumprelu_crosscoder"),
     "lisannbecker, two widths": writers.two_widths,
 }
+WIDTHS = {
+    "Llamascopium ReLU, a head padded": (5, 3),
+    "OPD, three widths": (5, 3, 4),
+    "lisannbecker, two widths": (5, 3),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -57,14 +63,16 @@ def test_codes_and_reconstructions_are_those_of_the_source(tmp_path, case):
     crosscoder = load(written.path, **written.given)
     generator = torch.Generator().manual_seed(8)
     x = torch.randn(40, crosscoder.n_models, crosscoder.d_in, generator=generator, dtype=torch.float64)
-    if "widths" in case:  # the narrower models' activations are padded with zeros
-        for i, d in enumerate({"OPD, three widths": (5, 3, 4), "lisannbecker, two widths": (5, 3)}[case]):
-            x[:, i, d:] = 0
+    for i, d in enumerate(WIDTHS.get(case, ())):  # the narrower models' activations are padded with zeros
+        x[:, i, d:] = 0
     acts, recon = written.formula(x)
     assert not crosscoder.training
+    assert crosscoder.widths == WIDTHS.get(case, (crosscoder.d_in,) * crosscoder.n_models)
     assert torch.allclose(crosscoder.encode(x), acts, atol=1e-6)
     assert torch.allclose(crosscoder(x).recon, recon, rtol=1e-6, atol=1e-6)
-    assert torch.equal(load(save(crosscoder, tmp_path / "ours")).encode(x), crosscoder.encode(x))
+    ours = load(save(crosscoder, tmp_path / "ours"))
+    assert ours.widths == crosscoder.widths
+    assert torch.equal(ours.encode(x), crosscoder.encode(x))
     share = (acts > 0).double().mean()
     assert 0.02 < share < 0.98, "an example in which nothing or everything is active shows nothing"
 

@@ -18,6 +18,7 @@ from tl_crosscoder.analysis.latent_order import LatentOrder
 from tl_crosscoder.dictionary.codes import Codes
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.errors import EmptyData
+from tl_crosscoder.widths import refuse_unlike
 
 Columns = dict[str, Tensor]
 Metrics = dict[str, int | float]
@@ -56,6 +57,8 @@ class Analysis(ABC):
 
     #: What it says is about base against tuned, so that a crosscoder of one model has none of it.
     compares_models = False
+    #: Whether it holds a direction of one model against the other's, so that models of unlike width have none of it.
+    one_space = False
 
     def __init__(self, crosscoder: Crosscoder):
         if self.compares_models and crosscoder.n_models < 2:
@@ -63,6 +66,8 @@ class Analysis(ABC):
                 f"{type(self).__name__} compares base with tuned, and this crosscoder has one model (a dictionary of their "
                 "difference?); Firing, MaxActs and Reconstruction look at one model"
             )
+        if self.one_space:
+            refuse_unlike(crosscoder, type(self).__name__)
         self.crosscoder = crosscoder
 
     @abstractmethod

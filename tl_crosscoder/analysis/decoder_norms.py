@@ -10,6 +10,7 @@ from tl_crosscoder.analysis.base import Analysis, Columns, EncodedBatch
 from tl_crosscoder.analysis.mirrors import mirrored
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.types import BASE, TUNED
+from tl_crosscoder.widths import alike, refuse_unlike
 
 #: class -> interval of delta_norm (Minder et al. 2025); anything between is "other"
 CLASSES = {"base_only": (0.0, 0.1), "shared": (0.4, 0.6), "tuned_only": (0.9, 1.0)}
@@ -40,10 +41,10 @@ def relative_norm(norms: Float[Tensor, "d_sae model"]) -> Float[Tensor, " d_sae"
 
 
 def decoder_cosine(crosscoder: Crosscoder) -> Float[Tensor, " d_sae"]:
-    """Cosine of a latent's two decoder directions; NaN where one of them is about 0."""
+    """Cosine of a latent's two decoder directions; NaN where one of them is about 0, or the models' widths differ."""
     base, tuned = crosscoder.W_dec.detach().double()[:, [BASE, TUNED]].unbind(1)
     norms = base.norm(dim=-1), tuned.norm(dim=-1)
-    defined = torch.minimum(*norms) > NO_DIRECTION
+    defined = (torch.minimum(*norms) > NO_DIRECTION) & alike(crosscoder)
     return torch.where(defined, (base * tuned).sum(-1) / (norms[0] * norms[1]), torch.nan)
 
 
@@ -68,6 +69,7 @@ def mirror_pairs(crosscoder: Crosscoder, fired: Iterable[float], cosine: float =
 
     The sign of Latent Decoupling (Minder et al. 2025, arXiv:2504.02922).  Latents that never fired do not count.
     """
+    refuse_unlike(crosscoder, "a mirror pair")
     classes = classify(delta_norm(crosscoder.decoder_norms().detach()).tolist(), fired)
     tuned, base = (torch.tensor([c == name for c in classes]) for name in ("tuned_only", "base_only"))
     rows = crosscoder.decoder_rows().detach().cpu()

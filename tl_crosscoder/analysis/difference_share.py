@@ -20,7 +20,7 @@ class DifferenceShare(Analysis):
     fine-tunes change a part of a shared latent's direction: ``delta_norm`` barely moves and these two still
     find it.  Identical models give NaN shares and zero peaks."""
 
-    compares_models = True
+    compares_models = one_space = True
 
     def __init__(self, crosscoder: Crosscoder):
         super().__init__(crosscoder)

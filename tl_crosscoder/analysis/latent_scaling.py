@@ -50,7 +50,7 @@ class LatentScaling(Analysis):
     Source: Minder et al. 2025, arXiv:2504.02922, Latent Scaling.
     """
 
-    compares_models = True
+    compares_models = one_space = True
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ def logit_effects(
     raw = crosscoder.raw_rows().detach().float()
     found = []
     for m, side in enumerate(SIDES):
-        rows = raw[list(latents), m]
+        rows = raw[list(latents), m, : crosscoder.widths[m]]
         lives = (rows.norm(dim=-1) > 0).nonzero()[:, 0].tolist()
         effects = direct_effects(pair.sides(side)[0], rows[lives])
         found += [
@@ -68,7 +68,8 @@ def causal_logit_effects(
         backend = pair.sides(side)[0]
         clean = _log_probs(backend, batch, {}, where)
         for latent, strength in strengths.items():
-            edit = {pair.hook: shift(raw[latent, m] * strength, where)}
+            row = raw[latent, m, : crosscoder.widths[m]]
+            edit = {pair.hook: shift(row * strength, where)}
             change = (_log_probs(backend, batch, edit, where) - clean).mean(0)
             found.append(_strongest(change, latent, side, "causal", pair.tokenizer, n))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)

@@ -5,6 +5,7 @@ import torch
 from tl_crosscoder.analysis.base import Analysis, Columns, EncodedBatch, Metrics
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.types import BASE, TUNED
+from tl_crosscoder.widths import alike
 
 
 class Moments:
@@ -30,7 +31,7 @@ class Reconstruction(Analysis):
     ``1 − Σ_k var(e_k) / Σ_k var(x_k)`` with the variances over *all* tokens, never a mean of per-batch ratios;
     ``fve`` pools both models. ``fve_difference`` is that of tuned − base: on a narrow fine-tune each model can
     be explained well and the change not at all. NaN where there is no variance (identical models have no
-    difference to explain).  A crosscoder of one model has ``fve`` alone.
+    difference to explain, or models of unlike width).  A crosscoder of one model has ``fve`` alone.
 
     Source: the global form of the FVE of Minder et al. 2025, arXiv:2504.02922.
     """
@@ -43,7 +44,7 @@ class Reconstruction(Analysis):
     def update(self, batch: EncodedBatch) -> None:
         self.target.update(batch.target)
         self.error.update(batch.error)
-        if self.crosscoder.n_models == 1:
+        if self.crosscoder.n_models == 1 or not alike(self.crosscoder):
             return
         self.target_difference.update(batch.target[:, TUNED] - batch.target[:, BASE])
         self.error_difference.update(batch.error[:, TUNED] - batch.error[:, BASE])

@@ -12,6 +12,7 @@ from tl_crosscoder.analysis.latent_scaling import LatentScaling
 from tl_crosscoder.analysis.max_acts import MaxActs
 from tl_crosscoder.analysis.reconstruction import Reconstruction
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.widths import alike
 
 ANALYSES: tuple[type[Analysis], ...] = (
     DecoderNorms,
@@ -37,8 +38,10 @@ def latent_table(
     ``rank_score = difference_share · max(0, 2 delta_norm − 1)`` orders latents by how much of the change they
     write and how tuned-high they are; on narrow fine-tunes it finds what ``delta_norm`` alone misses.
 
-    A crosscoder of one model, such as a dictionary of the difference, has no columns that compare models."""
+    A crosscoder of one model, such as a dictionary of the difference, has no columns that compare models; one of models of
+    unlike width none that compare their directions: no difference, Latent Scaling or ``rank_score``, ``cosine`` is NaN."""
     makes = [make for make in ANALYSES if crosscoder.n_models > 1 or not make.compares_models]
+    makes = [make for make in makes if alike(crosscoder) or not make.one_space]
     parts = list(analyses) if analyses is not None else [make(crosscoder) for make in makes]
     run(crosscoder, batches, parts)
     columns = {name: values.cpu().numpy() for part in parts for name, values in part.columns().items()}

@@ -1,5 +1,6 @@
 """One sparse code for every model, a decoder for each."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -20,6 +21,7 @@ from tl_crosscoder.dictionary.shard import WHOLE, Shard
 from tl_crosscoder.dictionary.sparse_ops import Pairs, encode_pairs, take_rows
 from tl_crosscoder.dictionary.sparsity import SPARSITIES, PerModel, Sparsity
 from tl_crosscoder.errors import ShapeMismatch
+from tl_crosscoder.widths import alike, cut, refuse_filled, refuse_unlike
 
 #: Share of active latents above which a dense product is faster than one over pairs.
 MAX_DENSITY = 1 / 8
@@ -64,6 +66,10 @@ class Crosscoder(nn.Module):
     model's activations, or of a :func:`~tl_crosscoder.dictionary.difference.difference`.  ``shard``: make only the latents of
     this process, one of many that train together; it is no part of the config.
 
+    ``widths``: each model's own, where they differ; ``d_in`` is then the largest.  Activations come padded with zeros
+    (:mod:`tl_crosscoder.widths`), the weights there are zero and stay so.  Nothing may start or stay the same in such models:
+    no ``Init(same=...)``, no shared decoders.
+
     The encoder is stored latent-major, ``W_enc_rows [d_sae, model, d_in]``; ``W_enc`` views it as [model, d_in, d_sae].
     """
 
@@ -79,6 +85,7 @@ class Crosscoder(nn.Module):
         encoder: Literal["sum", "mean"] = "sum",
         partition: Partition = Partition(),  # noqa: B008 - frozen
         init: Init = Init(),  # noqa: B008 - frozen
+        widths: Sequence[int] | None = None,
         shard: Shard = WHOLE,
     ):
         super().__init__()
@@ -89,6 +96,13 @@ class Crosscoder(nn.Module):
         if encoder not in ENCODERS:
             raise ValueError(f"no encoder named {encoder!r}; known: {', '.join(ENCODERS)}")
         partition.check(d_sae, n_models, d_in)
+        self.widths = (d_in,) * n_models if widths is None else tuple(widths)
+        if len(self.widths) != n_models or not all(type(w) is int and 1 <= w <= d_in for w in self.widths):
+            raise ValueError(
+                f"widths wants {n_models} whole numbers in 1..d_in={d_in}, one a model, got {list(self.widths)}"
+            )
+        if partition.shared:
+            refuse_unlike(self, "a decoder that the models share")
         sparsity = _fitting(deepcopy(sparsity), code_norm, n_models)
         sparsity.check(d_sae)
         normalizer = Normalizer.identity(n_models, d_in) if normalizer is None else normalizer
@@ -108,8 +122,12 @@ class Crosscoder(nn.Module):
         if device.type == "meta":  # a shell to load weights into
             encoder_rows, decoder_rows = (torch.empty(n_held, n_models, d_in) for _ in range(2))
         else:
+            if init.same:
+                refuse_unlike(self, f"Init(same={init.same})", "pass init=Init(same=False)")
+            refuse_filled(normalizer.mean, self.widths, "the normaliser's mean")
             tied = partition.parts(d_sae).shared.stop
-            encoder_rows, decoder_rows = init.rows(d_sae, n_models, d_in, tied=tied, held=shard.held)
+            drawn = init.rows(d_sae, n_models, d_in, tied=tied, held=shard.held)
+            encoder_rows, decoder_rows = (cut(rows, self.widths, init.norm) for rows in drawn)
             held = partition.of(shard, d_sae)
             held.project_encoder(encoder_rows, n_held)
             held.project_decoder(decoder_rows, n_held)
@@ -121,6 +139,7 @@ class Crosscoder(nn.Module):
 
     def extra_repr(self) -> str:
         said = f"d_in={self.d_in}, d_sae={self.d_sae}, n_models={self.n_models}, code_norm={self.code_norm!r}"
+        said += "" if alike(self) else f", widths={self.widths}"
         said += "" if self.encoder == "sum" else f", encoder={self.encoder!r}"
         said += "" if self.partition.free else f", partition={self.partition}"
         return said + ("" if self.units is None else ", folded")
@@ -134,6 +153,8 @@ class Crosscoder(nn.Module):
         if torch.is_grad_enabled() and not self.partition.free:
             self.partition.of(self.shard, self.d_sae).hold(self.W_enc_rows, self.W_dec, check=self.training)
         y = self.normalised(x, "forward")
+        if self.training:
+            refuse_filled(y, self.widths, "a row of activations")
         codes = self._codes(y)
         estimate = self._estimate(codes)
         if self.units is None:
@@ -241,7 +262,7 @@ class Crosscoder(nn.Module):
                 f"{type(self.sparsity).__name__} lets latents compete for a place, so the codes of some depend on all"
             )
         config = {**self.config, "d_sae": len(latents), "sparsity": SPARSITIES.describe(sparsity)}
-        config |= {"partition": asdict(Partition()), "init": asdict(Init())}
+        config |= {"partition": asdict(Partition()), "init": asdict(Init(same=alike(self)))}
         with torch.device("meta"):
             few = Crosscoder.from_config(config)
         few.sparsity, few.normalizer, few.units = sparsity, deepcopy(self.normalizer), deepcopy(self.units)
@@ -263,15 +284,15 @@ class Crosscoder(nn.Module):
             "partition": asdict(self.partition),
             "init": asdict(self.init),
             "folded": self.units is not None,
+            **({} if alike(self) else {"widths": list(self.widths)}),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Crosscoder":
         """The crosscoder ``config`` describes.  Unknown and missing keys raise."""
         sizes = ("d_in", "d_sae", "n_models")
-        arguments = _checked(
-            config, "crosscoder", (*sizes, "sparsity", "code_norm", "encoder", "partition", "init", "folded")
-        )
+        known = (*sizes, "sparsity", "code_norm", "encoder", "partition", "init", "folded", "widths")
+        arguments = _checked({"widths": None} | config, "crosscoder", known)
         folded = arguments.pop("folded")
         arguments["sparsity"] = SPARSITIES.build(arguments["sparsity"])
         for name, part in (("partition", Partition), ("init", Init)):
@@ -281,6 +302,12 @@ class Crosscoder(nn.Module):
         if folded:
             crosscoder.units = Normalizer.identity(crosscoder.n_models, crosscoder.d_in)
         return crosscoder
+
+    def check_padding(self) -> None:
+        """Raise ShapeMismatch where a weight, or a normaliser's mean, is not zero beyond its model's width."""
+        for name, tensor in self.state_dict().items():
+            if tensor.shape[-2:] == (self.n_models, self.d_in):
+                refuse_filled(tensor, self.widths, name)
 
     def normalised(self, x: Tensor, where: str = "normalised") -> Float[Tensor, "batch model d_in"]:
         """Raw activations in the units that the encoder reads, once their shape and device are those of the weights."""

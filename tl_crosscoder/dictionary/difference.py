@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tl_crosscoder.errors import ShapeMismatch
 from tl_crosscoder.types import BASE, TUNED
+from tl_crosscoder.widths import refuse_unlike
 
 
 def difference(batches: Any) -> Any:
@@ -18,6 +19,7 @@ def difference(batches: Any) -> Any:
     ``batches``: a store, or an iterable of raw [batch, model, d_in] tensors; what can be read again stays so, an iterator stays an
     iterator, and batches that know their place (``state_dict``) keep knowing it.
     """
+    refuse_unlike(batches, "a difference")
     if isinstance(batches, Iterator):
         return map(tuned_minus_base, batches)
     if hasattr(batches, "located"):

@@ -18,6 +18,10 @@ class Normalizer(nn.Module):
     Lindsey et al. 2024 scale each model to mean norm √d_in without centring (``center=False, scale="per_model"``); Minder et al.
     2025, arXiv:2504.02922, train on raw activations (``Normalizer.identity``).  Different scales for the two models change the
     ratio of decoder norms, so the default is one common scale; the mean shift between the models stays outside the dictionary.
+
+    Two models that are no fine-tunes of each other have norms that say nothing about each other: take ``scale="per_model"``.
+    Of models of unlike width d_in is the largest for all, not each model's own, so that all come to one norm, weigh alike in the
+    loss, and a concept that is equally strong in both has a delta_norm of .5.
     """
 
     mean: Tensor

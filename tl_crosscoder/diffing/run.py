@@ -37,6 +37,7 @@ from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.history import History
 from tl_crosscoder.training.recipes import recipe
 from tl_crosscoder.training.train import train
+from tl_crosscoder.widths import alike, refuse_unlike
 
 
 def diff(
@@ -68,6 +69,7 @@ def diff(
     Raises ValueError where a held-out prompt of a behaviour is in the text or among the prompts.
     """
     config, drop, folder, clock = config or DiffConfig(), drop or Drop(), RunFolder(Path(out)), _Clock()
+    refuse_unlike(pair, "diff", "capture, learn, latent_table, steer and ablate work")
     refuse_held_out_prompts(corpus, prompts or (), behaviours, pair.tokenizer)
     say("capturing both models' activations")
     reading = {
@@ -184,14 +186,18 @@ def plain(
     store: PairedActivations, config: DiffConfig, shard: Shard
 ) -> tuple[Crosscoder, Sequence[Loss], TrainConfig]:
     """The training that found the planted differences best (docs/results.md)."""
-    same = 0.8 if config.init_same is None else config.init_same
+    one = alike(
+        store
+    )  # nothing of models of unlike width starts alike, and their norms say nothing about each other
+    same = (0.8 if one else 0.0) if config.init_same is None else config.init_same
     crosscoder = Crosscoder(
         store.d_in,
         config.d_sae,
         BatchTopK(config.k or 32),
         n_models=store.n_models,
-        normalizer=Normalizer.fit(store),
+        normalizer=Normalizer.fit(store, scale="common" if one else "per_model"),
         init=Init(norm=config.init_norm, same=same, seed=config.seed),
+        widths=store.widths,
         shard=shard,
     )
     losses = [MSE(), AuxK(dead_after_tokens=max(10_000, len(store) // 10))]
@@ -212,6 +218,7 @@ def by_recipe(
         k=config.k,
         seed=config.seed,
     )
+    made = replace(made, settings={**made.settings, "widths": store.widths})
     training = made.config if config.lr is None else replace(made.config, lr=config.lr)
     crosscoder = made.crosscoder(made.normalizer(store, max_tokens=len(store)), shard)
     return crosscoder, made.losses, training

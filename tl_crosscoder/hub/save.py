@@ -16,7 +16,7 @@ from tl_crosscoder import __version__
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.partition import Partition
-from tl_crosscoder.errors import CorruptFile
+from tl_crosscoder.errors import CorruptFile, ShapeMismatch
 from tl_crosscoder.files import read_json, replaced_folder
 from tl_crosscoder.hub.folder import CONFIG
 from tl_crosscoder.hub.guard import check_header
@@ -124,6 +124,10 @@ def load(directory: str | Path, dtype: torch.dtype | None = None) -> Crosscoder:
     state["W_enc_rows"] = torch.empty_like(state["W_dec"])
     weights.read_into("W_enc", state["W_enc_rows"].permute(1, 2, 0) if turned else state["W_enc_rows"])
     crosscoder.load_state_dict(state, assign=True)
+    try:
+        crosscoder.check_padding()
+    except ShapeMismatch as error:
+        raise CorruptFile(f"{directory / WEIGHTS}: {error}") from error
     return crosscoder.eval()
 
 

@@ -91,6 +91,11 @@ class PairedActivations:
     def n_models(self) -> int:
         return self.manifest["n_models"]
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Each model's own; its rows are zero from there up to ``d_in``."""
+        return tuple(self.manifest["pair"].get("widths") or [self.d_in] * self.n_models)
+
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer the corpus was made with; ValueError where there is none."""
@@ -269,6 +274,10 @@ class ShuffledBatches(MixedBatches):
         """Batches in an epoch, if no row is skipped."""
         whole, rest = divmod(len(self.store), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.store.widths
 
     @cached_property
     def _blocks(self) -> list[Run]:

@@ -24,6 +24,7 @@ from tl_crosscoder.models.pair_checks import refuse_one_model_twice, refuse_unli
 from tl_crosscoder.models.provenance import describe_model, fingerprint
 from tl_crosscoder.models.tokens import Tokens, as_batch
 from tl_crosscoder.types import Edit
+from tl_crosscoder.widths import alike, padded
 
 Side = Literal["base", "tuned"]
 
@@ -36,15 +37,28 @@ class ModelPair:
 
     Raises PairMismatch, before anything is computed, for models that cannot be compared token by token.  ``check=False`` allows
     one model twice, the control in which nothing changed.
+
+    ``unlike=True``: two models with one tokenizer, of any widths and depths.  What is captured of the narrower one is padded with
+    zeros up to ``d_in``, the larger of ``widths``; edits and what they read are each model's own.
     """
 
-    def __init__(self, base: Any, tuned: Any, *, hook: Any, tokenizer: Any = None, check: bool = True):
+    def __init__(
+        self,
+        base: Any,
+        tuned: Any,
+        *,
+        hook: Any,
+        tokenizer: Any = None,
+        check: bool = True,
+        unlike: bool = False,
+    ):
         self.base: Backend = as_backend(base, tokenizer)
         self.tuned: Backend = as_backend(tuned, tokenizer)
-        self.hook = parse_hook(getattr(hook, "name", hook), self.tuned.n_layers).name
+        n_layers = min(self.base.n_layers, self.tuned.n_layers)
+        self.hook = parse_hook(getattr(hook, "name", hook), n_layers).name
         if check:
             refuse_one_model_twice(self.base, self.tuned)
-        self.tokenizer = refuse_unlike_models(self.base, self.tuned, tokenizer)
+        self.tokenizer = refuse_unlike_models(self.base, self.tuned, tokenizer, unlike=unlike)
         self.adapter_name: str | None = None
         self._along: Alongside | None = None
 
@@ -62,6 +76,7 @@ class ModelPair:
         revision: str | None = None,
         tuned_revision: str | None = None,
         attention: str | None = None,
+        unlike: bool = False,
     ) -> "ModelPair":
         """A pair from Hub names or local folders: two models, or a base and a PEFT ``adapter`` for it.
 
@@ -74,13 +89,14 @@ class ModelPair:
             )
         first = outline(base, dtype, revision)
         second = first if tuned is None else outline(tuned, dtype, tuned_revision)
-        parse_hook(hook, first.n_layers)
-        refuse_unlike_models(first, second)  # before gigabytes are read
+        parse_hook(hook, min(first.n_layers, second.n_layers))
+        refuse_unlike_models(first, second, unlike=unlike)  # before gigabytes are read
         options = {"dtype": dtype, "device": device, "attention": attention}
         model = load_model(base, revision=revision, **options)
         if tuned is not None:
             other = load_model(tuned, revision=tuned_revision, **options)
-            return cls(HookBackend(model, first.tokenizer), HookBackend(other, second.tokenizer), hook=hook)
+            sides = HookBackend(model, first.tokenizer), HookBackend(other, second.tokenizer)
+            return cls(*sides, hook=hook, unlike=unlike)
         if merged:
             changed = load_adapter(copy.deepcopy(model), adapter or "")
             pair = cls(HookBackend(model, first.tokenizer), merge(changed, first.tokenizer), hook=hook)
@@ -104,8 +120,12 @@ class ModelPair:
         return cls(base, tuned, hook=hook)
 
     @property
+    def widths(self) -> tuple[int, int]:
+        return self.base.d_in, self.tuned.d_in
+
+    @property
     def d_in(self) -> int:
-        return self.base.d_in
+        return max(self.widths)
 
     def capture(self, batch: Tokens) -> Float[Tensor, "seq pos model d_in"]:
         """Both models' residual streams at ``hook`` on the same tokens, on base's device.  Values at padding mean nothing.
@@ -114,7 +134,7 @@ class ModelPair:
         """
         batch = as_batch(batch, self.tokenizer)
         base, tuned = (backend.capture(batch, self.hook) for backend in (self.base, self.tuned))
-        return torch.stack([base, tuned.to(base.device)], dim=2)
+        return torch.stack([padded(base, self.d_in), padded(tuned, self.d_in).to(base.device)], dim=2)
 
     def run(
         self, batch: Tokens, edit: Edit | None = None, side: Side = "tuned"
@@ -241,6 +261,7 @@ class ModelPair:
             "tuned": describe_model(self.tuned) | {"adapter_name": self.adapter_name},
             "hook": self.hook,
             "d_in": self.d_in,
+            **({} if alike(self) else {"widths": list(self.widths)}),
             "torch": version("torch"),
             "transformers": version("transformers"),
         }

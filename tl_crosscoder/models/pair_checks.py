@@ -26,17 +26,20 @@ def refuse_one_model_twice(base: Backend, tuned: Backend) -> None:
         )
 
 
-def refuse_unlike_models(base: Backend | Outline, tuned: Backend | Outline, tokenizer: Any = None) -> Any:
+def refuse_unlike_models(
+    base: Backend | Outline, tuned: Backend | Outline, tokenizer: Any = None, *, unlike: bool = False
+) -> Any:
     """The pair's tokenizer: the one handed in, else tuned's, else base's.
 
-    Raises PairMismatch for another width, depth or precision, for tokenizers that give other ids, and for
+    Raises PairMismatch for another width or depth (unless ``unlike``) or precision, for tokenizers that give other ids, and for
     tokens without an embedding.  End-of-text and padding ids may differ: many chat models have their own.
     """
-    for name, what in (("d_in", "width"), ("n_layers", "number of blocks"), ("dtype", "precision")):
+    sizes = () if unlike else (("d_in", "width"), ("n_layers", "number of blocks"))
+    for name, what in (*sizes, ("dtype", "precision")):
         if (left := getattr(base, name)) != (right := getattr(tuned, name)):
             raise PairMismatch(
                 f"base has {what} {left} and tuned {right}; a pair is one architecture in one precision, "
-                "before and after fine-tuning"
+                "before and after fine-tuning; two models of other sizes are one with unlike=True"
             )
     known = [t for t in (tokenizer, tuned.tokenizer, base.tokenizer) if t is not None]
     if not known:

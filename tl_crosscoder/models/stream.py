@@ -65,6 +65,11 @@ class StreamedActivations(MixedBatches):
         """Batches in an epoch if no token were a sink."""
         return -(-self.harvest.candidates // self.batch_size)
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        harvest = self.harvest
+        return tuple(harvest.pair.description().get("widths") or [harvest.d_in] * harvest.n_models)
+
     @cached_property
     def _groups(self) -> list[Tensor]:
         parts = in_groups(self.harvest.corpus, self.shard_tokens, self.harvest.max_tokens)

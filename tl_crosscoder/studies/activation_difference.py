@@ -28,6 +28,7 @@ from tl_crosscoder.studies.first_tokens import FirstTokens
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.result import StudyResult
+from tl_crosscoder.widths import refuse_unlike
 
 FIRST = 5
 
@@ -137,6 +138,7 @@ def activation_difference(
         raise ValueError(
             f"strengths are finite numbers above 0, the sign is that of the verb; got {list(strengths)}."
         )
+    refuse_unlike(pair, "activation_difference")
     drop = drop or Drop()
     sums = FirstTokens(n_first, pair.d_in)
     groups = list(documents.batches(max_tokens))

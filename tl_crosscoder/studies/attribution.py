@@ -24,6 +24,7 @@ from tl_crosscoder.models.tokens import TokenBatch, Tokens, as_batch
 from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.where import kept_tokens
 from tl_crosscoder.types import BASE, TUNED
+from tl_crosscoder.widths import padded
 
 SIDES: tuple[tuple[Side, int], ...] = (("base", BASE), ("tuned", TUNED))
 ROWS_AT_ONCE = 64
@@ -121,7 +122,7 @@ def attribution(
     effects, totals = {}, []
     for side, model in SIDES:
         clean, gradient = _gradient(pair, side, batch, wanted, other)
-        g = gradient.to(rows.device)[where]
+        g = padded(gradient, crosscoder.d_in).to(rows.device)[where]
         effects[f"gradient_{side}"] = _by_latent(codes.of_model(model), rows[:, model], g) / len(batch)
         latents = float(effects[f"gradient_{side}"].sum())
         error = float(((x - recon)[:, model] * g).sum()) / len(batch)

@@ -35,6 +35,7 @@ from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.where import kept_tokens
 from tl_crosscoder.types import BASE, TUNED
+from tl_crosscoder.widths import refuse_unlike
 
 ROWS_AT_ONCE = 128
 PARTS: dict[str, Part] = {"undo": "difference", "remove": "whole"}
@@ -136,6 +137,7 @@ def behaviour_removal(
     """
     if not behaviours or not all(b.heldout for b in behaviours):
         raise EmptyData("behaviour_removal needs at least one behaviour, each with at least one prompt.")
+    refuse_unlike(crosscoder, "behaviour_removal")
     order = ranked(table, ranking)
     sizes = [n for n in top if n <= len(order)]
     most = order[: max(sizes, default=0)]

@@ -10,6 +10,7 @@ from tl_crosscoder.analysis.base import evaluating
 from tl_crosscoder.dictionary.codes import Codes
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.types import BASE, TUNED
+from tl_crosscoder.widths import refuse_unlike
 
 #: what the dictionary is given: both models at once, tuned − base, or each model by itself
 Reads = Literal["both", "difference", "each"]
@@ -30,6 +31,7 @@ class Dictionary:
                 f"reads={reads!r} does not fit a dictionary of {crosscoder.n_models} model(s): a crosscoder reads both, "
                 "a dictionary of one model their difference, or each by itself."
             )
+        refuse_unlike(crosscoder, "the change from base to tuned")
         self.crosscoder = crosscoder
         rows = crosscoder.raw_rows().detach()
         with evaluating(crosscoder):

@@ -31,6 +31,7 @@ from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.weights import weights_sha256
 from tl_crosscoder.types import BASE, TUNED
+from tl_crosscoder.widths import refuse_unlike
 
 GATES = {"only": 0.9, "leaning": 0.6}  # tuned: delta_norm above; base: below one minus it
 WIDEST = "leaning"  # the gate whose pairs are looked at
@@ -117,6 +118,7 @@ def mirror_pairs(
     """
     if crosscoder.n_models < 2:
         raise ValueError("mirror pairs are of a base and a tuned direction; this crosscoder has one model.")
+    refuse_unlike(crosscoder, "a mirror pair")
     rows = crosscoder.decoder_rows().detach()
     kept = Parts(
         parts,

@@ -14,6 +14,7 @@ from torch import Tensor
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.studies.controls import matched_random
 from tl_crosscoder.types import BASE, TUNED
+from tl_crosscoder.widths import refuse_unlike
 
 LATENTS, RANDOM_LATENTS, RANDOM_DIRECTIONS = "latents", "random latents", "random directions"
 
@@ -44,6 +45,7 @@ def pushes(
     for a set, there are random directions alone.
     Raises ValueError for latents that never fired, or that write nothing.
     """
+    refuse_unlike(crosscoder, "steering both models along one direction")
     raw = crosscoder.raw_rows().detach().float().cpu()
     rows = raw[:, TUNED] - raw[:, BASE] if part == "difference" else raw[:, TUNED]
     largest = torch.zeros(len(rows)).index_copy_(

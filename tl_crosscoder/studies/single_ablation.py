@@ -38,7 +38,8 @@ def single_ablations(
         shifts = []
         for column, (side, model) in enumerate(SIDES):
             clean = _last(pair.run(clean_batch, side=side), clean_batch)[of_row.ravel()]
-            edit = _taken_out(written[:, model, None] * rows[latents, model], batch.lengths - 1)
+            row = rows[latents, model, : crosscoder.widths[model]]
+            edit = _taken_out(written[:, model, None] * row, batch.lengths - 1)
             ablated = _last(pair.run(batch, edit, side=side), batch)
             effects[chosen, column] = _kl(ablated, clean).cpu().numpy()
             shifts.append((ablated - clean).cpu())

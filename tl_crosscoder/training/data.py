@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.sparsity import BatchTopK, Sparsity
 from tl_crosscoder.errors import EmptyData, NonFiniteActs
+from tl_crosscoder.widths import refuse_unlike
 
 
 @runtime_checkable
@@ -110,12 +112,19 @@ def _sha256(x: Tensor | None) -> str | None:
     return hashlib.sha256(x.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
-def refuse_store(batches: Iterable[Tensor]) -> None:
-    """Raise TypeError for captured activations themselves: their sequences lie sorted by length."""
+def refuse_store(batches: Iterable[Tensor], crosscoder: Crosscoder | None = None) -> None:
+    """Raise TypeError for captured activations themselves: their sequences lie sorted by length.
+
+    ShapeMismatch for models of unlike width that the crosscoder was not told of.
+    """
     if hasattr(batches, "shuffled"):
         raise TypeError(
             f"a {type(batches).__name__} gives its tokens in their order, sorted by the length of the text; "
             "pass store.shuffled(batch_size, seed)"
+        )
+    if crosscoder is None or crosscoder.widths != getattr(batches, "widths", ()):
+        refuse_unlike(
+            batches, "a crosscoder without their widths", "pass Crosscoder(..., widths=store.widths)"
         )
 
 

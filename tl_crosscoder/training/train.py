@@ -53,7 +53,7 @@ def train(
     config = TrainConfig() if config is None else config
     losses = [MSE(), AuxK()] if losses is None else list(losses)
     _check_names(losses)
-    refuse_store(batches)
+    refuse_store(batches, crosscoder)
     refuse_fractions(batches, crosscoder.sparsity)
     check(crosscoder, losses)
     agree(crosscoder)

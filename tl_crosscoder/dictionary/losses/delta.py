@@ -11,6 +11,7 @@ from tl_crosscoder.dictionary.losses.partial import decoder_bias
 from tl_crosscoder.dictionary.losses.squares import sum_of_squares
 from tl_crosscoder.dictionary.prefix import first_latents
 from tl_crosscoder.types import BASE, TUNED
+from tl_crosscoder.widths import refuse_unlike
 
 
 @LOSSES.register("delta")
@@ -40,6 +41,7 @@ class Delta:
         del x, progress
         if crosscoder.n_models != 2:
             raise ValueError(f"Delta compares two models, base and tuned, got n_models={crosscoder.n_models}")
+        refuse_unlike(crosscoder, "Delta")
         error = out.target - self._estimate(out, crosscoder)
         return self.weight * sum_of_squares(error[:, TUNED] - error[:, BASE]) / len(error)
 

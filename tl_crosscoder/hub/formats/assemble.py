@@ -8,11 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.sparsity import Sparsity
 from tl_crosscoder.errors import CorruptFile
 from tl_crosscoder.hub.formats.base import Given
 from tl_crosscoder.hub.tensors import Weights, read
+from tl_crosscoder.widths import alike
 
 OURS = ("d_sae", "model", "d_in")
 
@@ -53,6 +55,11 @@ class Parts:
         self.dec /= scale.to(self.dec.dtype)
         self.b_dec = (self.b_dec.double() / scale + mean).to(self.b_dec.dtype)
 
+    def widths(self) -> list[int]:
+        """Each model's, where a file does not tell: up to the last dimension with a weight that is not zero."""
+        used = self.enc.any(0) | self.dec.any(0) | (self.b_dec != 0)
+        return [int(dims.nonzero().amax()) + 1 if dims.any() else len(dims) for dims in used]
+
     def swap_models(self) -> None:
         """Another order of the models, base first."""
         self.enc, self.dec, self.b_dec = self.enc.flip(1), self.dec.flip(1), self.b_dec.flip(0)
@@ -82,6 +89,7 @@ def build(
     code_norm: Literal["sum", "l2", "none", "decoupled"] = "sum",
     mean: Float[Tensor, "model d_in"] | None = None,
     scale: Float[Tensor, "model"] | None = None,
+    widths: list[int] | None = None,
 ) -> Crosscoder:
     """The crosscoder of these weights, in ``eval()``; no weight is copied.  ``mean`` and ``scale`` are its normaliser's."""
     d_sae, n_models, d_in = parts.enc.shape
@@ -92,12 +100,15 @@ def build(
     sparsity.check(d_sae)
     held = {name: tensor.to(dtype) for name, tensor in sparsity.state_dict(prefix="sparsity.").items()}
     with torch.device("meta"):
-        made = Crosscoder(d_in, d_sae, sparsity, n_models=n_models, code_norm=code_norm)
+        made = Crosscoder(d_in, d_sae, sparsity, n_models=n_models, code_norm=code_norm, widths=widths)
+    if not alike(made):
+        made.init = Init(same=False)  # that they started alike would be refused
     state = {
         "W_enc_rows": parts.enc, "W_dec": parts.dec, "b_enc": parts.b_enc, "b_dec": parts.b_dec,
         "normalizer.mean": normalizer.mean.to(dtype), "normalizer.scale": normalizer.scale.to(dtype), **held,
     }  # fmt: skip
     made.load_state_dict(state, assign=True)
+    made.check_padding()
     return made.eval()
 
 

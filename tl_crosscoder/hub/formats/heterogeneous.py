@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Heterogeneous(Format):
     """``f = relu(Σ_m P_m x_m + b)`` kept where ``f·w > threshold``, ``x̂_m = Q_m f + c_m``, each model with a width of its own.
 
-    A Crosscoder has one width: a narrower model's activations, encoder and decoder are padded with zeros, which changes nothing.
+    A narrower model's activations, encoder and decoder are padded with zeros, which changes nothing; ``widths`` says so.
     """
 
     name = "heterogeneous BatchTopK (OPD)"
@@ -110,10 +110,9 @@ class Heterogeneous(Format):
         norm = OURS[code_norm(contents)]
         parts = Parts(enc, dec, read(weights, "encoder.bias", dtype), b_dec)
         if scales[0] is None:
-            return build(parts, sparsity, code_norm=norm)
-        return build(
-            parts, sparsity, code_norm=norm, mean=mean, scale=torch.tensor(scales, dtype=torch.float64)
-        )
+            return build(parts, sparsity, code_norm=norm, widths=found)
+        scale_of = torch.tensor(scales, dtype=torch.float64)
+        return build(parts, sparsity, code_norm=norm, mean=mean, scale=scale_of, widths=found)
 
 
 def widths(contents: Contents) -> list[int]:

@@ -113,7 +113,8 @@ class Llamascopium(Format):
                 if contents.settings["norm_activation"] != "none"
                 else None,
             )
-        return build(parts, sparsity, code_norm="decoupled" if apart else "sum", mean=mean, scale=scale)
+        norm = "decoupled" if apart else "sum"
+        return build(parts, sparsity, code_norm=norm, mean=mean, scale=scale, widths=parts.widths())
 
 
 def activation(contents: Contents) -> str:

@@ -59,4 +59,4 @@ class TwoWidths(Format):
             weights.read_into(f"b_dec_{m}", b_dec[i, :d])
         parts = Parts(enc, dec, read(weights, "b_enc", dtype), b_dec)
         mean, scale = fold_given(parts, given)
-        return build(parts, ReLU(), mean=mean, scale=scale)
+        return build(parts, ReLU(), mean=mean, scale=scale, widths=widths)

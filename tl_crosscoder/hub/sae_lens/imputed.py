@@ -26,7 +26,7 @@ class Fidelity:
     fve_crosscoder: float
 
 
-def linear(own: Float[Tensor, "batch d_in"], other: Float[Tensor, "batch d_in"]) -> Guess:
+def linear(own: Float[Tensor, "batch d_in"], other: Float[Tensor, "batch _"]) -> Guess:
     """The least squares fit, in float64."""
     n, d_in = own.shape
     if n <= d_in:
@@ -40,13 +40,13 @@ def linear(own: Float[Tensor, "batch d_in"], other: Float[Tensor, "batch d_in"])
     return A, mean_y - mean_x @ A
 
 
-def copy(own: Float[Tensor, "batch d_in"], other: Float[Tensor, "batch d_in"]) -> Guess:  # noqa: ARG001
+def copy(own: Float[Tensor, "batch d_in"], other: Float[Tensor, "batch _"]) -> Guess:  # noqa: ARG001
     """Own."""
     d_in = own.shape[1]
     return torch.eye(d_in, dtype=torch.float64), torch.zeros(d_in, dtype=torch.float64)
 
 
-def mean(own: Float[Tensor, "batch d_in"], other: Float[Tensor, "batch d_in"]) -> Guess:  # noqa: ARG001
+def mean(own: Float[Tensor, "batch d_in"], other: Float[Tensor, "batch _"]) -> Guess:  # noqa: ARG001
     """The other's mean, whatever own is."""
     return None, other.double().mean(0)
 
@@ -68,17 +68,18 @@ def imputed(half: Flat, other_encoder: Float[Tensor, "d_in d_sae"], guess: Guess
 @torch.no_grad()
 def fidelity(joint: Flat, half: Flat, x: Float[Tensor, "batch model d_in"], model: int) -> Fidelity:
     """The view beside the whole crosscoder, on raw activations of both models."""
-    own = x[:, model].double()
+    width = len(half.b_dec)
+    own = x[:, model, :width].double()
     counts, errors = torch.zeros(5, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for part in x.split(1024):
         part = part.to(joint.W_dec)
-        exact, codes = joint.encode(part.flatten(1)), half.encode(part[:, model])
-        recon = joint.decode(exact).unflatten(1, part.shape[1:])[:, model]
+        exact, codes = joint.encode(part.flatten(1)), half.encode(part[:, model, :width])
+        recon = joint.decode(exact).unflatten(1, part.shape[1:])[:, model, :width]
         a, b = codes > 0, exact > 0
         terms = ((codes - exact).square().sum(), exact.square().sum(), (a | b).sum(), a.sum(), b.sum())
         counts += torch.stack([term.double().cpu() for term in terms])
         pair = torch.stack([half.decode(codes), recon])
-        errors += (pair - part[:, model]).double().square().sum((1, 2)).cpu()
+        errors += (pair - part[:, model, :width]).double().square().sum((1, 2)).cpu()
     error, size, either, active, active_exact = counts.tolist()
     if not size:
         raise ValueError(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from tl_crosscoder.hub.sae_lens.extra import needs_sae_lens
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.types import TUNED
+from tl_crosscoder.widths import refuse_unlike
 
 if TYPE_CHECKING:
     from tl_crosscoder.hub.sae_lens.native.joint_model import JointModel
@@ -15,6 +16,7 @@ def joint(pair: ModelPair, model: int = TUNED) -> "JointModel":
 
     Logits and losses are those of ``model``: run twice, with 0 and 1, for what a crosscoder costs either.
     """
+    refuse_unlike(pair, "joint")
     needs_sae_lens()
     from tl_crosscoder.hub.sae_lens.native.joint_model import JointModel
 

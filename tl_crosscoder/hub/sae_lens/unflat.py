@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.partition import Partition
 from tl_crosscoder.dictionary.sparsity import JumpReLU, ReLU, Sparsity, Threshold, TopK
@@ -28,6 +29,7 @@ class Origin:
     code_norm: Literal["sum", "l2", "none"] = "none"
     units: Normalizer | None = None
     partition: Partition = field(default_factory=Partition)
+    widths: list[int] | None = None
 
 
 @torch.no_grad()
@@ -60,8 +62,11 @@ def unflatten(flat: Flat, origin: Origin) -> Crosscoder:
             n_models=origin.n_models,
             code_norm="none" if flat.k else origin.code_norm,
             partition=origin.partition,
+            init=Init(same=origin.widths is None),
+            widths=origin.widths,
         )
     crosscoder.load_state_dict(state, assign=True)
+    crosscoder.check_padding()
     crosscoder.units = origin.units and Normalizer(origin.units.mean, origin.units.scale).to(flat.b_enc)
     return crosscoder.eval()
 

@@ -14,6 +14,7 @@ from tl_crosscoder.hub.sae_lens.flat import Flat, flatten
 from tl_crosscoder.hub.sae_lens.imputed import ENCODERS, Fidelity, fidelity, imputed
 from tl_crosscoder.hub.sae_lens.words import cfg, full_name
 from tl_crosscoder.types import BASE, TUNED
+from tl_crosscoder.widths import refuse_unlike
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -32,7 +33,10 @@ def paired(crosscoder: Crosscoder, model: int, *, hook: str) -> "PairedSAE":
     flat = flatten(crosscoder)
     half = _half(crosscoder, flat, model)
     config = _config(crosscoder, half, model, {"hook": hook})
-    return assembled(PairedSAE, config, {**half.tensors(), "W_enc_other": _encoder(flat, 1 - model).clone()})
+    config["metadata"]["d_in_other"] = crosscoder.widths[1 - model]
+    return assembled(
+        PairedSAE, config, {**half.tensors(), "W_enc_other": _encoder(crosscoder, flat, 1 - model).clone()}
+    )
 
 
 def as_sae(
@@ -59,11 +63,13 @@ def as_sae(
     needs_sae_lens()
     from sae_lens import JumpReLUSAE, TopKSAE
 
+    if encoder == "copy":
+        refuse_unlike(crosscoder, "encoder='copy'", "pass encoder='linear'")
     flat = flatten(crosscoder)
     half = _half(crosscoder, flat, model)
     fitted, held_out = _halves(batches, max_tokens)
-    guess = ENCODERS[encoder](fitted[:, model], fitted[:, 1 - model])
-    half = imputed(half, _encoder(flat, 1 - model), guess)
+    own, other = (fitted[:, m, : crosscoder.widths[m]] for m in (model, 1 - model))
+    half = imputed(half, _encoder(crosscoder, flat, 1 - model), ENCODERS[encoder](own, other))
     measured = fidelity(flat, half, held_out, model)
     view = {"model": model, "encoder": encoder, **vars(measured)}
     config = _config(crosscoder, half, model, {**(extra or {}), "hook": hook}, view=view)
@@ -78,13 +84,13 @@ def _half(crosscoder: Crosscoder, flat: Flat, model: int) -> Flat:
     if model not in (BASE, TUNED):
         raise ValueError(f"model is 0 (base) or 1 (tuned), got {model!r}")
     d_in = crosscoder.d_in
-    part = slice(model * d_in, (model + 1) * d_in)
+    part = slice(model * d_in, model * d_in + crosscoder.widths[model])
     W_dec, b_dec = flat.W_dec[:, part].contiguous(), flat.b_dec[part].clone()
-    return Flat(_encoder(flat, model).clone(), flat.b_enc, W_dec, b_dec, flat.threshold, flat.k)
+    return Flat(_encoder(crosscoder, flat, model).clone(), flat.b_enc, W_dec, b_dec, flat.threshold, flat.k)
 
 
-def _encoder(flat: Flat, model: int) -> Tensor:
-    return flat.W_enc.unflatten(0, (2, -1))[model]
+def _encoder(crosscoder: Crosscoder, flat: Flat, model: int) -> Tensor:
+    return flat.W_enc.unflatten(0, (2, -1))[model, : crosscoder.widths[model]]
 
 
 def _config(

@@ -112,6 +112,7 @@ def origin(told: dict[str, Any], dtype: torch.dtype) -> Origin:
         code_norm=told["code_norm"],
         units=Normalizer(mean, scale),
         partition=Partition(**told["partition"]),
+        widths=told.get("widths"),
     )
 
 
@@ -125,6 +126,7 @@ def _origin(crosscoder: Crosscoder) -> dict[str, Any]:
         "sparsity": SPARSITIES.describe(sparsity),
         "thresholds": [numbers(part.threshold) for part in _batch_topks(sparsity)],
         "partition": config["partition"],
+        **({"widths": config["widths"]} if "widths" in config else {}),
     }
 
 

@@ -27,6 +27,7 @@ from tl_crosscoder.studies.gate_audit.verdict import ALPHA, Evidence, decide
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.records import records
 from tl_crosscoder.studies.weights import weights_sha256
+from tl_crosscoder.widths import refuse_unlike
 
 #: ``learn(arm, activations, seed)``: a crosscoder trained on the arm's activations; the caller keeps what should survive a kill
 Learn = Callable[[str, PairedActivations, int], Crosscoder]
@@ -73,6 +74,7 @@ def gate_audit(
     abstract alone is public; its gate, thresholds and tests are replaced by stated ones.
     """
     gate, drop, seeds = gate or Gate(), drop or Drop(**store.manifest["drop"]), list(seeds)
+    refuse_unlike(store, "the gate audit")
     _refuse(seeds, pair, task, n_matched)
     _refuse_words(part, noise)
     if pair is not None:

@@ -59,7 +59,8 @@ class PairedSAE(FollowsPrecision):
         super().initialize_weights()
         zeros = torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device)
         self.b_enc = nn.Parameter(zeros)
-        self.W_enc_other = nn.Parameter(torch.zeros_like(self.W_enc))
+        d_in_other = getattr(self.cfg.metadata, "d_in_other", None) or self.cfg.d_in  # models of unlike width
+        self.W_enc_other = nn.Parameter(self.W_enc.new_zeros(d_in_other, self.cfg.d_sae))
         if not hasattr(self.cfg, "k"):
             self.threshold = nn.Parameter(zeros.clone())
 
@@ -91,7 +92,7 @@ class PairedSAE(FollowsPrecision):
                 "activations at the same hook and tokens"
             )
         other = self._others if isinstance(self._others, Tensor) else self._others()
-        if other.shape != sae_in.shape:
+        if other.shape != (*sae_in.shape[:-1], len(self.W_enc_other)):
             raise ShapeMismatch(
                 f"got activations {list(sae_in.shape)} of this model and {list(other.shape)} of the other; they must be of the "
                 "same tokens.  While generating with a cache, bind a function that gives the other model's new tokens, or use "
