@@ -186,9 +186,8 @@ def plain(
     store: PairedActivations, config: DiffConfig, shard: Shard
 ) -> tuple[Crosscoder, Sequence[Loss], TrainConfig]:
     """The training that found the planted differences best (docs/results.md)."""
-    one = alike(
-        store
-    )  # nothing of models of unlike width starts alike, and their norms say nothing about each other
+    # of models of unlike width nothing can start alike, and the norms say nothing about each other
+    one = alike(store)
     same = (0.8 if one else 0.0) if config.init_same is None else config.init_same
     crosscoder = Crosscoder(
         store.d_in,
