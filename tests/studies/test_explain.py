@@ -178,6 +178,20 @@ def test_what_the_judge_could_not_answer_is_asked_again_and_what_it_answered_is_
     assert len(asked) == n and third.to_json() == again.to_json()
 
 
+def test_a_latent_that_could_not_be_described_is_described_another_time(planted, tmp_path):
+    class Moody(TokenJudge):
+        works = False
+
+        def describe(self, examples):
+            return super().describe(examples) if self.works else None
+
+    first = study(planted, explainer=Moody(), parts=tmp_path)
+    assert first.table["description"].item() == "" and first.table["score_random"].isna().all()
+    Moody.works = True
+    again = study(planted, explainer=Moody(), parts=tmp_path)
+    assert again.table["description"].item() == "fires on ‹x›" and again.table["score_random"].item() == 1
+
+
 def test_a_latent_that_never_fires_has_no_score_and_stops_nothing(planted):
     crosscoder, _ = planted
     silent = crosscoder.b_enc.detach()[1].clone()

@@ -119,14 +119,18 @@ def explain(
     passages = Passages(crosscoder, store, latents, max_tokens=max_tokens, seed=seed)
     about = {"study": "explain", "passages": passages.digest, "seed": seed, "explainer": explainer.name}
     described = Parts(parts, **about, n=n_examples)
-    judged = Parts(parts, **about, judge=judge.name, n=[n_examples, per_bin, n_silent], latents=latents)
 
     claims: dict[int, Claim] = {}
     for j in latents:
-        found = described(f"{j}", lambda j=j: _described(explainer, passages.strongest(j, n_examples)))
+        describe = lambda j=j: _described(explainer, passages.strongest(j, n_examples))
+        found = described(f"{j}", describe, lambda made: made is not None)
         if found is not None:
             claims[j] = Claim(found["text"], tuple(found["words"]))
     other = dict(zip(claims, [*list(claims)[1:], *list(claims)[:1]], strict=True))  # the next one's words
+    told = [[j, asdict(claim)] for j, claim in claims.items()]
+    judged = Parts(
+        parts, **about, judge=judge.name, n=[n_examples, per_bin, n_silent], latents=latents, told=told
+    )
     rows, bins, unusable = [], [], []
     for j in latents:
         rng = np.random.default_rng([seed, j])
