@@ -13,6 +13,7 @@ if not (INTERPRETED or torch.cuda.is_available()):
 from ranks import on_processes  # noqa: E402
 
 from tl_crosscoder.dictionary import triton_bag  # noqa: E402
+from tl_crosscoder.dictionary.codes import Codes  # noqa: E402
 from tl_crosscoder.dictionary.crosscoder import Crosscoder  # noqa: E402
 from tl_crosscoder.dictionary.init import Init  # noqa: E402
 from tl_crosscoder.dictionary.losses import L1, MSE, AuxK, Progress  # noqa: E402
@@ -35,8 +36,9 @@ EXACT = {torch.float64: {"rtol": 1e-10, "atol": 1e-12}, torch.float32: {"rtol": 
 
 
 @pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
-    """Rows of 10 numbers are then more than a tile and no multiple of one."""
+def small_sizes(monkeypatch):
+    """Rows of 10 numbers are more than a tile and no multiple of one; codes of few latents are pairs all the same."""
+    monkeypatch.setattr("tl_crosscoder.dictionary.crosscoder.MAX_DENSITY", 1.0)
     monkeypatch.setattr(triton_bag, "TILE", 8)
     monkeypatch.setattr(triton_adam, "TILE", 8)
 
@@ -104,6 +106,7 @@ def trained(model, kernels, clip=1.0, losses=None, **settings):
         x = randn(BATCH, model.n_models, D_IN, seed=step, dtype=model.W_dec.dtype)
         with summed_by(adam.kernels.bag):
             out = model(x)
+            assert isinstance(out.codes, Codes)
             progress = Progress(step, STEPS, step * BATCH, silent)
             terms = {loss.name: loss(x, out, model, progress) for loss in losses}
             adam.descend(terms, lr=1e-2, clip=clip, step=step)
