@@ -70,6 +70,13 @@ def test_two_mirrored_latents_are_more_than_chance_and_the_sentence_says_both():
     assert "In 100% of 1 such pairs" in result.verdict
 
 
+def test_the_table_may_come_in_any_order():
+    crosscoder, x = twins(40)
+    table = latent_table(crosscoder, [x])
+    plain, backwards = (mirror_pairs(crosscoder, [x], t, progress=False) for t in (table, table.iloc[::-1]))
+    assert len(plain.table) == 1 and backwards.to_json() == plain.to_json()
+
+
 def test_leaning_twins_are_looked_at_too_but_are_not_called_exclusive():
     counts = asked(0, only=0.5).counts.set_index("gate")
     assert counts["pairs"].to_dict() == {"only": 0, "leaning": 1}

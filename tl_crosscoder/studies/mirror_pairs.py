@@ -25,6 +25,7 @@ from tl_crosscoder.analysis.mirrors import mirrored
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.figures import Drawing
 from tl_crosscoder.figures.mirrors import mirror_figure
+from tl_crosscoder.studies.by_latent import by_latent
 from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.records import records
@@ -119,6 +120,7 @@ def mirror_pairs(
     if crosscoder.n_models < 2:
         raise ValueError("mirror pairs are of a base and a tuned direction; this crosscoder has one model.")
     refuse_unlike(crosscoder, "a mirror pair")
+    table = by_latent(table, crosscoder.d_sae)
     rows = crosscoder.decoder_rows().detach()
     kept = Parts(
         parts,
