@@ -96,6 +96,12 @@ def test_the_table_is_what_a_loop_over_documents_finds():
     assert result.vectors[0] == []
 
 
+def test_one_document_has_no_halves_and_the_sentence_says_so():
+    result = activation_difference(pair_with(direction()), documents(1), drop=KEEP, progress=False)
+    assert result.table["split_cosine"].isna().all()
+    assert "(too few documents to halve)" in result.verdict[0] and "nan" not in result.verdict[0]
+
+
 def test_what_is_along_a_tokens_unembedding_reads_as_that_token():
     """The final norm only scales a direction; a row of the unembedding has the highest product with itself among equals."""
     pair = pair_with(torch.zeros(16))

@@ -75,9 +75,15 @@ class ActivationDifferenceResult(StudyResult):
             return [
                 "the two models have the same mean activations on these tokens: there is nothing to read or to steer with."
             ]
+        cosine = whole["split_cosine"]
+        halves = (
+            f"cosine of two halves of the documents {cosine:.2f}"
+            if cosine == cosine
+            else "too few documents to halve"
+        )
         said = [
             f"the mean difference is {whole['share']:.0%} of a single token's difference and {whole['relative_norm']:.1%} of an "
-            f"activation's norm (cosine of two halves of the documents {whole['split_cosine']:.2f}); it reads: {whole['promoted']}."
+            f"activation's norm ({halves}); it reads: {whole['promoted']}."
         ]
         names = self.steered["behaviour"].unique() if len(self.steered) else []
         return said + [self._sentence(name) for name in names]
@@ -91,7 +97,7 @@ class ActivationDifferenceResult(StudyResult):
             where = f" at {own.idxmax():.3g} of an activation's norm" if own.max() > plain else ""
             parts.append(
                 f"{how}, {words}: {plain:.0%} without, {itself:.0%} as it is, at most {own.max():.0%}{where} (random directions "
-                f"at most {drawn.max():.0%})"
+                f"together at most {drawn.max():.0%})"
             )
         return f"{behaviour}, coherent answers; {'; '.join(parts)}."
 

@@ -56,7 +56,9 @@ class BehaviourResult(StudyResult):
         "Undo takes out only the difference a latent makes between the models, remove the whole latent; install adds "
         "the difference to the base model. Matched random sets are as large and as loud."
     )
-    notes: ClassVar = ("Intervals: 95 % Wilson over prompts and draws. Worst: the lowest of the draws.",)
+    notes: ClassVar = (
+        "Intervals: 95 % Wilson over prompts; of drawn sets, the middle 95 % of the draws. Worst: the lowest of the draws.",
+    )
     index: ClassVar = ("behaviour", "condition")
     says_verdict: ClassVar = False
 
