@@ -1,12 +1,15 @@
 """Models of unlike width: padded with zeros, trained, read and edited as if each had matrices of its own."""
 
 import shutil
+import sys
+from contextlib import suppress
 
 import pytest
 import torch
 from synthetic_runs import small_pair
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
+from tl_crosscoder import cli
 from tl_crosscoder.analysis.decoder_norms import delta_norm
 from tl_crosscoder.analysis.latent_scaling import LatentScaling
 from tl_crosscoder.analysis.table import latent_table, ranked
@@ -21,6 +24,7 @@ from tl_crosscoder.dictionary.sparsity import BatchTopK, ReLU, TopK
 from tl_crosscoder.diffing.config import DiffConfig
 from tl_crosscoder.diffing.run import diff, learn
 from tl_crosscoder.errors import CorruptFile, PairMismatch, ShapeMismatch
+from tl_crosscoder.hub.inspect import inspect
 from tl_crosscoder.hub.save import load, save
 from tl_crosscoder.interventions import ablate, steer, substitute
 from tl_crosscoder.models.capture import capture
@@ -186,6 +190,7 @@ def test_rows_start_at_their_norm_within_each_models_width():
     assert "widths" not in alike.config
 
 
+@pytest.mark.slow
 def test_a_model_that_is_turned_into_a_wider_space_is_found_to_be_the_same():
     """A rotation into more dimensions changes no concept: the calls of tuned-only are as right as without it."""
     pair, wide = small_pair(), 48
@@ -366,6 +371,23 @@ def test_the_whole_job_learns_in_both_widths_and_is_refused_before_it_captures(p
     with pytest.raises(ShapeMismatch, match="diff wants models of one width"):
         diff(pair, corpus, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_trains_on_such_a_store_and_prints_the_table(store, tmp_path, capsys, monkeypatch):
+    acts, saved = store.shards[0].path.parent, tmp_path / "crosscoder"
+    sizes = ["--d-sae", "64", "--k", "4", "--steps", "20", "--batch-size", "256"]
+    monkeypatch.setattr(sys, "argv", ["tl-crosscoder", "train", str(acts), "--out", str(saved), *sizes])
+    with suppress(SystemExit):
+        cli.main()
+    capsys.readouterr()
+    monkeypatch.setattr(
+        sys, "argv", ["tl-crosscoder", "table", str(saved), str(acts), "--out", str(tmp_path / "t.parquet")]
+    )
+    with suppress(SystemExit):
+        cli.main()
+    assert "delta_norm" in capsys.readouterr().out
+    assert load(saved).widths == (64, 128)
+    assert any("widths [64, 128]" in note for note in inspect(saved).conventions.notes)
 
 
 def test_two_transformers_of_unlike_width_are_captured_trained_on_and_told_apart(crosscoder, table):

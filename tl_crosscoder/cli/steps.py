@@ -160,7 +160,9 @@ def table_command(
     _, held_out = store.split(1 - config.held_out, config.seed)
     table = latent_table(load(crosscoder).to(device), held_out)
     write_table(out, table)
-    best = table.sort_values(config.ranking, ascending=False)[SHOWN].head(top)
+    # models of unlike width have no difference to rank by
+    by = config.ranking if config.ranking in table else "delta_norm"
+    best = table.sort_values(by, ascending=False)[[name for name in SHOWN if name in table]].head(top)
     print_figures(table.attrs["metrics"] if as_json else best.map(digits).to_string(), as_json)
 
 

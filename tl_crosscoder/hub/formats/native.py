@@ -40,7 +40,7 @@ class Native(Format):
         moved = scale is not None and (set(scale) != {1.0} or any(contents.values("mean") or []))
         pair = extra.get("pair", extra)
         pair = pair if isinstance(pair, dict) else {}
-        k, models = sparsity.get("k"), contents.settings.get("models")
+        k, models, widths = sparsity.get("k"), contents.settings.get("models"), config.get("widths")
         return Conventions(
             self.name,
             sizes["d_in"], sizes["d_sae"], sizes["model"],
@@ -53,6 +53,7 @@ class Native(Format):
             bos=_left_out(extra),
             hook=f"{pair.get('hook') or NOT_STATED!s:.120}",
             language_models=", ".join(_name(pair.get(side)) for side in ("base", "tuned")) if "base" in pair else NOT_STATED,
+            notes=(f"widths {widths!s:.80}: the narrower models' activations are wanted padded with zeros",) if widths else (),
             claims=_claims(extra, k),
         )  # fmt: skip
 
