@@ -33,6 +33,7 @@ from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.stream import stream
 from tl_crosscoder.studies.attribution import attribution
 from tl_crosscoder.studies.causal_equivalence import causal_equivalence
+from tl_crosscoder.studies.stability import stability
 from tl_crosscoder.studies.substitution import substitution
 from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.train import train
@@ -443,3 +444,7 @@ def test_studies_within_the_models_run_and_those_across_them_are_refused(
     assert {"exact_base", "exact_tuned"} <= set(attributed.table)
     with pytest.raises(ShapeMismatch, match="the change from base to tuned wants models of one width"):
         substitution(crosscoder, pair, corpus, table, ranking="delta_norm")
+    with pytest.raises(
+        ShapeMismatch, match="the rotation of one side's directions wants models of one width"
+    ):
+        stability(crosscoder, crosscoder, progress=False)

@@ -31,6 +31,7 @@ from tl_crosscoder.studies.parts import Parts
 from tl_crosscoder.studies.progress import tracked
 from tl_crosscoder.studies.result import StudyResult
 from tl_crosscoder.studies.weights import weights_sha256
+from tl_crosscoder.widths import refuse_unlike
 
 ALIVE = "all"
 NULLS = ("rotation", "shift", "random")
@@ -110,13 +111,14 @@ def stability(
     firings of every latent (``table["n_fired"]``); without it those that fire on ``batches``, without both all of them.
     ``at_least``: the similarity of a match.
 
-    Raises ShapeMismatch for crosscoders of other models.
+    Raises ShapeMismatch for crosscoders of other sizes, and of models of unlike width.
     """
     if (a.n_models, a.d_in) != (b.n_models, b.d_in):
         raise ShapeMismatch(
             f"crosscoders of [model={a.n_models}, d_in={a.d_in}] and [model={b.n_models}, d_in={b.d_in}]: "
             "only those of one pair of models at one hook can be compared"
         )
+    refuse_unlike(a, "the rotation of one side's directions")
     acts = None if batches is None else acts_of((a, b), batches, most_tokens)
     fired = _firings(a, b, alive, acts)
     labels = [classify(_delta(each).tolist(), n.tolist()) for each, n in zip((a, b), fired, strict=True)]

@@ -33,8 +33,8 @@ NEEDED = REAL | ASKED | {"effect": 0.4, "low": 0.3, "high": 0.5, "rank_p": 1 / 2
         ),
         (
             "STABLE_NOT_CAUSAL",
-            "loses nothing",
-            REAL | ASKED | {"effect": -0.3, "harmless_p": 0.01, "mde": 0.3},
+            "by less than 5%",
+            REAL | ASKED | {"effect": -0.3, "harmless_p": 0.01, "margin": 0.05, "mde": 0.3},
         ),
         (
             "STABLE_NOT_CAUSAL",

@@ -197,6 +197,7 @@ def _evidence(
         "rank_p",
         "equivalence_p",
         "harmless_p",
+        "margin",
         "mde",
         "on_minus_off_low",
         "off_low",

@@ -25,7 +25,7 @@ class Evidence:
 
     Counts are of gated latents, pooled over seeds.  ``share, p_null``: of those of a ``kind`` found again, and the larger
     p of the two nulls, over ``n_pairs`` that could have been.  ``effect`` and on: of the ablation, NaN without a task, with
-    the interval ``low, high``; ``harmless_p``: of "they are needed at all"; ``accuracy``: the unedited model's.
+    the interval ``low, high``; ``accuracy``: the unedited model's; ``harmless_p``: of "without them it moves by ``margin``".
     ``on_minus_off_low``: how much more the task loses than other prompts do, at least, and ``off_low``: what those lose, at
     least; NaN without other prompts.
     """
@@ -44,6 +44,7 @@ class Evidence:
     rank_p: float = math.nan
     equivalence_p: float = math.nan
     harmless_p: float = math.nan
+    margin: float = math.nan
     mde: float = math.nan
     on_minus_off_low: float = math.nan
     off_low: float = math.nan
@@ -107,7 +108,8 @@ def _causal(found: Evidence, said: list[str], detectable: float) -> tuple[Word, 
         seldom = f"the unedited model is right on only {found.accuracy:.0%}: a loss could not have been seen"
         return "UNDERPOWERED", [*said, seldom]
     if found.harmless_p <= ALPHA:
-        return "STABLE_NOT_CAUSAL", [*said, f"taking them out loses nothing (p {found.harmless_p:.2g})"]
+        little = f"taking them out moves the share of right answers by less than {found.margin:.0%} (p {found.harmless_p:.2g})"
+        return "STABLE_NOT_CAUSAL", [*said, little]
     if found.equivalence_p <= ALPHA:
         return "STABLE_NOT_CAUSAL", [*said, f"{effect}: equivalent (p {found.equivalence_p:.2g})"]
     if found.high < 0:
