@@ -8,7 +8,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Drawing:
     ``draw`` puts it on a matplotlib figure of ``size`` inches, and may return the axes that a page's reader can select in.
     """
 
-    draw: Callable[[Any], Brushes | None]
+    draw: Callable[[Any], Brushes | None] = field(repr=False)
     size: tuple[float, float] = (7.5, 3.0)
 
     def figure(self) -> Any:
