@@ -1,6 +1,8 @@
 """The studies' verbs on one small run, as a user asks them: what is printed, kept in the run, shown in the report."""
 
 import json
+import re
+import shutil
 import sys
 
 import pandas as pd
@@ -167,6 +169,27 @@ def test_a_run_compared_with_itself_is_the_same(known, monkeypatch, capsys, tmp_
     table = pd.DataFrame(json.loads((tmp_path / "result.json").read_text())["table"])
     assert (table.loc[table["class"] == "all", "share"] == 1).all() and "(100%)" in out
     assert (tmp_path / "figure.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"hook": "blocks.0.hook_resid_post"}, "trained at blocks.1.hook_resid_post, the other at blocks.0"),
+        (
+            {"tuned": {"fingerprint": "f" * 64}},
+            "on the tuned model tuned, weights .*, the other on tuned, weights ffffffffffff",
+        ),
+    ],
+)
+def test_runs_of_other_models_are_not_compared(changed, message, known, monkeypatch, capsys, tmp_path):
+    other = shutil.copytree(known[0], tmp_path / "other", ignore=shutil.ignore_patterns("acts"))
+    config = json.loads((other / "crosscoder" / "config.json").read_text())
+    pair = config["extra"]["pair"]
+    for name, value in changed.items():
+        pair[name] = pair[name] | value if isinstance(value, dict) else value
+    (other / "crosscoder" / "config.json").write_text(json.dumps(config))
+    code, _, err = call(monkeypatch, capsys, "compare", known[0], other, "--quiet")
+    assert code == 3 and re.search(message, " ".join(err.split()))
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,13 @@ def compare_command(
     """Match the latents of two crosscoders of one pair: other seeds, other data."""
     from tl_crosscoder.diffing.folder import write_json
     from tl_crosscoder.hub.load import load
+    from tl_crosscoder.hub.same_models import refuse_another_pair
+    from tl_crosscoder.hub.save import read_config
     from tl_crosscoder.studies.stability import stability
 
     runs = [_run(Path(path)) for path in (a, b)]
+    known = [{} if run is None else read_config(run.folder.crosscoder).get("extra") or {} for run in runs]
+    refuse_another_pair(*(extra.get("pair") for extra in known))
     crosscoders = [
         load(path) if run is None else run.crosscoder for path, run in zip((a, b), runs, strict=True)
     ]

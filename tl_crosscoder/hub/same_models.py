@@ -1,5 +1,6 @@
-"""Whether a live pair is the one that a crosscoder was trained on, as far as what was kept with it can tell."""
+"""Whether two pairs of models are one, as far as what was kept with a crosscoder can tell."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from tl_crosscoder.errors import PairMismatch
@@ -22,16 +23,37 @@ def refuse_other_models(trained: Any, given: dict[str, Any]) -> None:
             "base and tuned stand the other way round: this pair's base is the model that the crosscoder calls tuned.  "
             "Make it ModelPair(tuned, base)"
         )
-    if trained.get("transformers") != given.get("transformers"):
+    for side, was, is_ in _others(trained, given):
+        raise PairMismatch(
+            f"the crosscoder was trained on another {side} model: {was.get('name')} at {_short(was.get('revision'))}, weights "
+            f"{_short(was['fingerprint'])}; this pair has {is_.get('name')} at {_short(is_.get('revision'))}, "
+            f"weights {_short(is_.get('fingerprint'))}.  Load the model it was trained on, or leave out check="
+        )
+
+
+def refuse_another_pair(a: Any, b: Any) -> None:
+    """Raise PairMismatch where the descriptions of two crosscoders' pairs name other hooks, or models with other weights."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
         return
-    for side, was, is_ in zip(("base", "tuned"), stored, live, strict=True):
-        alike = all(was.get(key) == is_.get(key) for key in READ_ALIKE)
-        if alike and was.get("fingerprint") and was["fingerprint"] != is_.get("fingerprint"):
-            raise PairMismatch(
-                f"the crosscoder was trained on another {side} model: {was.get('name')} at {_short(was.get('revision'))}, weights "
-                f"{_short(was['fingerprint'])}; this pair has {is_.get('name')} at {_short(is_.get('revision'))}, "
-                f"weights {_short(is_.get('fingerprint'))}.  Load the model it was trained on, or leave out check="
-            )
+    only = "only crosscoders of one pair of models at one hook have latents to compare"
+    hooks = a.get("hook"), b.get("hook")
+    if all(hooks) and hooks[0] != hooks[1]:
+        raise PairMismatch(f"one crosscoder was trained at {hooks[0]}, the other at {hooks[1]}; {only}")
+    for side, one, other in _others(a, b):
+        raise PairMismatch(
+            f"one crosscoder was trained on the {side} model {one.get('name')}, weights {_short(one['fingerprint'])}, the other on "
+            f"{other.get('name')}, weights {_short(other.get('fingerprint'))}; {only}"
+        )
+
+
+def _others(a: dict[str, Any], b: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The sides on which two descriptions are seen to be of other models, with both."""
+    if a.get("transformers") != b.get("transformers"):
+        return
+    for side, one, other in zip(("base", "tuned"), _models(a), _models(b), strict=False):
+        alike = all(one.get(key) == other.get(key) for key in READ_ALIKE)
+        if alike and one.get("fingerprint") and one["fingerprint"] != other.get("fingerprint"):
+            yield side, one, other
 
 
 def _models(described: Any) -> list[dict[str, Any]]:
