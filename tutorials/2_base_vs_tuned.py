@@ -41,7 +41,11 @@ print(store, "dropped:", store.manifest["dropped"])
 
 # %%
 cc = tlc.Crosscoder(
-    store.d_in, D_SAE, tlc.BatchTopK(16), normalizer=tlc.Normalizer.fit(seen), init=tlc.Init(norm=0.5)
+    store.d_in,
+    D_SAE,
+    tlc.BatchTopK(16),
+    normalizer=tlc.Normalizer.fit(seen),
+    init=tlc.Init(norm=0.5, same=0.8),
 )
 history = tlc.train(
     cc,

@@ -30,6 +30,7 @@ print(store)
 
 # %%
 def learn(arm: str, activations: tlc.PairedActivations, seed: int) -> tlc.Crosscoder:  # noqa: ARG001
+    # All latents start alike in both models: those that start apart need more steps before another seed finds them.
     cc = tlc.Crosscoder(
         activations.d_in, D_SAE, tlc.BatchTopK(16),
         normalizer=tlc.Normalizer.fit(activations), init=tlc.Init(norm=0.5, seed=seed),

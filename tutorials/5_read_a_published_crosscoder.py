@@ -25,7 +25,11 @@ pair = tlc.ModelPair.load(
 store = tlc.capture(pair, demo_corpus(pair, RECIPES["tiny"], seed=0).take(TOKENS, seed=0), progress=False)
 seen, held_out = store.split(0.9, seed=0)
 cc = tlc.Crosscoder(
-    store.d_in, D_SAE, tlc.BatchTopK(16), normalizer=tlc.Normalizer.fit(seen), init=tlc.Init(norm=0.5)
+    store.d_in,
+    D_SAE,
+    tlc.BatchTopK(16),
+    normalizer=tlc.Normalizer.fit(seen),
+    init=tlc.Init(norm=0.5, same=0.8),
 )
 training = tlc.TrainConfig(steps=STEPS, lr=3e-3, decay_fraction=0.3, progress=False)
 history = tlc.train(cc, seen.shuffled(512, seed=0), [tlc.MSE(), tlc.AuxK(dead_after_tokens=20_000)], training)
