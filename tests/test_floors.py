@@ -19,7 +19,7 @@ FLOORS = {
     "diffing": 5, "demo": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip
-HEAVY = {
+LARGE = {
     "transformer_lens",
     "nnsight",
     "sae_lens",
@@ -28,19 +28,9 @@ HEAVY = {
     "wandb",
     "matplotlib",
     "datasets",
-    "pandas",
 }
-LAZY = {
-    "transformer_lens",
-    "nnsight",
-    "sae_lens",
-    "peft",
-    "transformers",
-    "wandb",
-    "matplotlib",
-    "datasets",
-    "triton",
-}
+HEAVY = LARGE | {"pandas"}
+LAZY = LARGE | {"triton"}
 #: What reads another library's classes on load, and is itself imported inside functions only.
 APART = (
     "tl_crosscoder.hub.sae_lens.native",
