@@ -12,7 +12,7 @@ from tl_crosscoder.training.config import TrainConfig
 from tl_crosscoder.training.optimizer import Adam
 from tl_crosscoder.training.train import train
 
-D_IN, D_SAE, BATCH, STEPS = 6, 64, 32, 7
+D_IN, D_SAE, BATCH, STEPS = 12, 64, 32, 7
 LOSSES = [MSE(), AuxK(dead_after_tokens=100, k_aux=2), L1(0.01)]
 
 
@@ -47,6 +47,12 @@ def trained(model, dtype=torch.float64, clip=1.0):
     return model, adam
 
 
+def in_panels_of_16(monkeypatch):
+    """16 of the 24 columns of a batch lie together, then the other 8."""
+    monkeypatch.setattr("tl_crosscoder.dictionary.row_grads.PANEL_BYTES", 16 * BATCH * 8)
+    monkeypatch.setattr("tl_crosscoder.dictionary.row_grads.MANY", 0)
+
+
 def assert_same(a, b, **tolerance):
     for (name, left), right in zip(a.named_parameters(), b.parameters(), strict=True):
         torch.testing.assert_close(left, right, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
@@ -54,9 +60,13 @@ def assert_same(a, b, **tolerance):
 
 @pytest.mark.parametrize("clip", [1e-2, 1e9])
 @pytest.mark.parametrize("block", [1, 1 << 21])
-def test_it_is_torchs_adam_with_its_clipping(monkeypatch, clip, block):
-    """Clipped by much or not at all, in blocks of 16 rows or of all, with dead latents and a penalty on norms."""
-    monkeypatch.setattr("tl_crosscoder.training.optimizer.BLOCK_BYTES", block)
+@pytest.mark.parametrize("panels", [False, True])
+def test_it_is_torchs_adam_with_its_clipping(monkeypatch, clip, block, panels):
+    """Clipped by much or not at all, in blocks of 16 rows or of all, of one or two panels, with dead latents and a penalty on
+    norms."""
+    monkeypatch.setattr("tl_crosscoder.dictionary.row_grads.BLOCK_BYTES", block)
+    if panels:
+        in_panels_of_16(monkeypatch)
     ours, _ = trained(crosscoder(), clip=clip)
     plain = crosscoder()
     adam = torch.optim.Adam(plain.parameters(), lr=1e-2)
@@ -80,8 +90,11 @@ def test_sparse_and_dense_training_make_the_same_crosscoder(monkeypatch, sparsit
 
 
 @pytest.mark.parametrize("block", [1, 1 << 21])
-def test_a_partition_holds_to_the_bit(monkeypatch, block):
-    monkeypatch.setattr("tl_crosscoder.training.optimizer.BLOCK_BYTES", block)
+@pytest.mark.parametrize("panels", [False, True])
+def test_a_partition_holds_to_the_bit(monkeypatch, block, panels):
+    monkeypatch.setattr("tl_crosscoder.dictionary.row_grads.BLOCK_BYTES", block)
+    if panels:
+        in_panels_of_16(monkeypatch)
     partition = Partition(shared=20, base=7, tuned=9)
     model, _ = trained(crosscoder(partition=partition, dtype=torch.float32), torch.float32)
     assert torch.equal(model.W_dec[:20, 0], model.W_dec[:20, 1])

@@ -1,6 +1,6 @@
 """Adam for a crosscoder: a block of latents at a time, so that a row's gradient is made, clipped and used while it is in cache."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.partition import projection
-from tl_crosscoder.dictionary.row_grads import RowGrads, kept_apart
+from tl_crosscoder.dictionary.row_grads import RowGrads, blocks, kept_apart
 from tl_crosscoder.dictionary.shard import by_latent
 from tl_crosscoder.training.kernels import Unwritten, kernels_for
 from tl_crosscoder.training.moments import Moments
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
-#: Bytes of a block of rows on a CPU; elsewhere all rows are one block.
-BLOCK_BYTES = 1 << 21
+#: Some rows of a parameter's gradient: its name, which rows, and what they are.
+Gradient = tuple[str, slice, Tensor | Unwritten]
 
 
 class Adam:
@@ -72,7 +72,7 @@ class Adam:
     def _step(self, apart: dict[str, RowGrads], lr: float, clip: float, step: int) -> None:
         # what ranks exchanged is kept for the step, not made and exchanged again
         held = list(self._gradients(apart)) if self.shard.tokens.size > 1 else None
-        norm = self._norm(held or self._gradients(apart))
+        norm = self._norm(apart, held)
         if not norm.isfinite():
             raise FloatingPointError(
                 f"the gradient of step {step} is not finite; the weights are as before it. Lower lr?"
@@ -105,7 +105,7 @@ class Adam:
 
     def _scale_(
         self,
-        held: list[tuple[str, slice, Tensor | Unwritten]] | None,
+        held: list[Gradient] | None,
         apart: dict[str, RowGrads],
         factor: float,
     ) -> None:
@@ -116,29 +116,36 @@ class Adam:
         for grads in apart.values():
             grads.scale_(factor)
 
-    def _norm(self, gradients: Iterable[tuple[str, slice, Tensor | Unwritten]]) -> Tensor:
+    def _norm(self, apart: dict[str, RowGrads], held: list[Gradient] | None) -> Tensor:
         """The norm of the gradient of all latents."""
         like = self.parameters["b_dec"]
         squares = like.new_zeros(2, dtype=torch.promote_types(like.dtype, torch.float32))
-        for name, _, gradient in gradients:
-            whole = isinstance(gradient, Tensor)
-            square = gradient.flatten().dot(gradient.flatten()) if whole else gradient.square()
+        for name, square in self._squares(apart) if held is None else map(_square, held):
             squares[int(by_latent(name))] += square
         common, here = squares
         return (common + self.shard.latents.add_(here)).sqrt()
 
-    def _gradients(self, apart: dict[str, RowGrads]) -> Iterator[tuple[str, slice, Tensor | Unwritten]]:
-        """The gradient of every parameter, on the whole batch: a block of its rows at a time, or as the kernels want it."""
-        gathered = self.kernels.gathered if self.shard.tokens.size == 1 else None
+    def _squares(self, apart: dict[str, RowGrads]) -> Iterator[tuple[str, Tensor]]:
+        """Sums of squares of every parameter's gradient, on one rank's tokens."""
         for name, parameter in self.parameters.items():
-            if name not in apart:
-                if parameter.grad is not None:
-                    yield name, slice(None), self.shard.mean(parameter.grad)
-                continue
-            if gathered is not None:
-                yield name, slice(None), gathered(apart[name], parameter)
-                continue
-            for rows in blocks(parameter):
+            plain = name in apart and parameter.grad is None and projection(parameter) is None
+            square = apart[name].square() if plain and self.kernels.gathered is None else None
+            yield from map(_square, self._gradient(name, apart)) if square is None else [(name, square)]
+
+    def _gradients(self, apart: dict[str, RowGrads]) -> Iterator[Gradient]:
+        """The gradient of every parameter, on the whole batch: a block of its rows at a time, or as the kernels want it."""
+        for name in self.parameters:
+            yield from self._gradient(name, apart)
+
+    def _gradient(self, name: str, apart: dict[str, RowGrads]) -> Iterator[Gradient]:
+        parameter = self.parameters[name]
+        if name not in apart:
+            if parameter.grad is not None:
+                yield name, slice(None), self.shard.mean(parameter.grad)
+        elif self.kernels.gathered is not None and self.shard.tokens.size == 1:
+            yield name, slice(None), self.kernels.gathered(apart[name], parameter)
+        else:
+            for rows in blocks(len(parameter), parameter[:1]):
                 gradient = apart[name].block(rows.start, rows.stop, parameter).view_as(parameter[rows])
                 if parameter.grad is not None:
                     gradient += parameter.grad[rows]
@@ -147,19 +154,13 @@ class Adam:
                 yield name, rows, self.shard.mean(gradient)
 
 
+def _square(part: Gradient) -> tuple[str, Tensor]:
+    name, _, gradient = part
+    whole = isinstance(gradient, Tensor)
+    return name, gradient.flatten().dot(gradient.flatten()) if whole else gradient.square()
+
+
 def _hooked(parameter: nn.Parameter) -> bool:
     """It has gradient hooks beside its partition's."""
     after = parameter._post_accumulate_grad_hooks or ()
     return bool(parameter._backward_hooks) or len(after) > (projection(parameter) is not None)
-
-
-def blocks(parameter: nn.Parameter) -> Iterator[slice]:
-    """Neighbouring rows that fit a processor's cache; all rows on a GPU.
-
-    A block is a multiple of 16 rows: the kernel rounds the last numbers of a block otherwise where they fill no register, and
-    tied rows must stay equal.
-    """
-    row_bytes = parameter[0].numel() * parameter.element_size()
-    size = max(16, BLOCK_BYTES // row_bytes // 16 * 16) if parameter.device.type == "cpu" else len(parameter)
-    for start in range(0, len(parameter), size):
-        yield slice(start, min(start + size, len(parameter)))

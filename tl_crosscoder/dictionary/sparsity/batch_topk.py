@@ -102,6 +102,7 @@ class BatchTopK(Sparsity):
         wanted = min(n, count), min(n, int(self.spare * count))
         smallest, bar = self.shard.kth_largest(found.scores, *wanted)
         if n <= count:
+            self.guess = 0.0  # few are positive: next time look at all that are, without a sample
             return found, smallest
         self._expect(smallest.item(), bar.item())
         kept, ties = found.scores > smallest, (found.scores == smallest).nonzero()[:, 0]
