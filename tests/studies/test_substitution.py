@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -124,7 +125,7 @@ def test_the_paired_difference_says_that_the_top_half_carries_more(planted, corp
 def test_the_result_is_json_and_a_sentence_with_figures(planted, corpus):
     result = study(planted, corpus)
     assert json.loads(result.to_json())["table"][0]["condition"] == "none"
-    assert "win back 100%" in result.verdict or "win back 99%" in result.verdict
+    assert re.search(r"win back: the \d+ highest-ranked (99|100)% \(\d+% to \d+%\)", result.verdict)
 
 
 def test_the_same_seed_gives_the_same_table(planted, corpus):

@@ -6,6 +6,7 @@ import typer
 
 from tl_crosscoder.cli.app import app, stoppable
 from tl_crosscoder.cli.options import Adapter, Behaviours, Device, Dtype, Json, NewTokens, Quiet, Seed
+from tl_crosscoder.cli.output import say
 from tl_crosscoder.cli.runs import Run, RunBase, RunTuned, keep, open_run
 
 
@@ -34,6 +35,10 @@ def activation_difference_command(
 
     corpus = opened.report.store.corpus
     plain = [i for i in range(len(corpus)) if not corpus.flags_of(i)["assistant"].any()][:documents]
+    if not plain:
+        say(quiet)(
+            "the run has no plain text: the first tokens of its chats are read, most of them the template's"
+        )
     result = activation_difference(
         opened.pair,
         corpus.select(plain or range(min(len(corpus), documents))),

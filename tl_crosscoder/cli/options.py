@@ -1,9 +1,18 @@
 """The arguments and options that several verbs share, each with its help."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+
+def without_bars(quiet: bool) -> bool:
+    """With ``--quiet`` the libraries that load models, not imported yet, show no bars of their own either."""
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    return quiet
+
 
 Base = Annotated[str, typer.Argument(help="Base model: a Hub name or a local folder.")]
 Tuned = Annotated[str | None, typer.Argument(help="Fine-tuned model; leave it out with --adapter.")]
@@ -45,4 +54,4 @@ NewTokens = Annotated[
     int, typer.Option(help="Length of the answers to --prompts' and --behaviours' questions.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", callback=without_bars)]

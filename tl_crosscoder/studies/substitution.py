@@ -75,33 +75,27 @@ class SubstitutionResult(StudyResult):
 
     @property
     def verdict(self) -> str:
-        """One sentence with the figures."""
+        """One sentence with the figures, and the intervals (95 %) of what is won back."""
         kl = self.table[self.table["tokens"] == "all"].set_index("condition")
         if not kl.loc["none", "n_tokens"]:
             return "no prediction could be counted: the text is too short, or all of it is left out of the capture."
         if not kl.loc["none", "kl"] > 0:
             return "the tuned model predicts the same on the base activations: there is nothing to win back."
         best = [name for name in kl.index if name.startswith("top ") and name.endswith("ranked")]
-        parts = [
+        cost = (
             f"putting the base activations into the tuned model costs {kl.loc['none', 'kl']:.3g} nats a token"
-        ]
-        parts += [
-            f"the {name.split()[1]} highest-ranked latents win back {kl.loc[name, 'recovered']:.0%}"
-            for name in best
-        ]
-        parts.append(f"all latents {kl.loc['all', 'recovered']:.0%}")
-        return (
-            ", ".join(parts)
-            + "."
-            + "".join(self._compared(kl, row) for row in records(self.dictionaries)[1:])
         )
+        won = [f"the {name.split()[1]} highest-ranked {_share(kl.loc[name])}" for name in best]
+        won.append(f"all {_share(kl.loc['all'])}")
+        text = f"{cost}; of that latents win back: {', '.join(won)}."
+        return text + "".join(self._compared(kl, row) for row in records(self.dictionaries)[1:])
 
     def _compared(self, kl: pd.DataFrame, row: dict[str, Any]) -> str:
         """What another dictionary wins back, and with how many active latents."""
         name = row["dictionary"]
         best = [c for c in kl.index if c.startswith(f"{name}: top ") and c.endswith("ranked")]
-        parts = [f"its {c.split()[-2]} highest-ranked latents {kl.loc[c, 'recovered']:.0%}" for c in best]
-        parts.append(f"all {kl.loc[f'{name}: all', 'recovered']:.0%}")
+        parts = [f"its {c.split()[-2]} highest-ranked latents {_share(kl.loc[c])}" for c in best]
+        parts.append(f"all {_share(kl.loc[f'{name}: all'])}")
         own = self.dictionaries["l0"].iloc[0]
         return f" {name}, {row['l0']:.3g} latents a token against {own:.3g}: {', '.join(parts)}."
 
@@ -204,6 +198,11 @@ def substitution(
     return SubstitutionResult(
         *summarise(merged, per_sequence, asked, n_bootstrap, seed), merged, dictionaries
     )
+
+
+def _share(row: pd.Series) -> str:
+    """What is won back, and its interval."""
+    return f"{row['recovered']:.0%} ({row['recovered_low']:.0%} to {row['recovered_high']:.0%})"
 
 
 def _parts_of(
