@@ -93,12 +93,17 @@ def enter(start: Start, keys: list[str], batch: int) -> tuple[list[Contender], d
 def time_steps(
     contenders: list[Contender], batches: list[Tensor], rounds: int, untimed: int
 ) -> list[dict[str, Any]]:
-    """One row a contender; after each round another one goes first."""
+    """One row a contender; after each round another one goes first.
+
+    A turn is two steps, of which the second counts: in training a step follows one of its own, not another library's.
+    """
     seconds: list[list[float]] = [[] for _ in contenders]
     on_core: list[list[float]] = [[] for _ in contenders]
     losses: list[list[float]] = [[] for _ in contenders]
     for n in range(untimed + rounds):
         for i in [(n + i) % len(contenders) for i in range(len(contenders))]:
+            contenders[i].keep_dead()
+            contenders[i].step(batches[n % IN_TURN - 1])
             contenders[i].keep_dead()
             finish(batches[0])
             began, began_on_core = time.perf_counter(), time.process_time()

@@ -4,10 +4,10 @@
     [--contenders ours,dense-bf16,sae-lens] [--memory ours] [--without-bf16] [--growth] [--device cuda] [--json]
 
 Everyone starts from the same dictionary, trained for ``--warmup`` steps on the same planted activations, and gets the same batches;
-the rounds are interleaved in one process, and the median counts.  ``cpu``: the time in which the process had a core, the steadier
-measure where other programs run.  ``memory``: growth of the resident set over the steps, in a process of its own, in multiples of
-the parameters in float32.  ``l0``: mean number of latents that a step decodes from.  ``loss``: the last loss over the first one on
-the same batch, by each contender's own measure.  Other libraries: see peers.py.
+the rounds are interleaved in one process, each turn is two steps of which the second is timed, and the median counts.  ``cpu``: the
+time in which the process had a core, the steadier measure where other programs run.  ``memory``: growth of the resident set over
+the steps, in a process of its own, in multiples of the parameters in float32.  ``l0``: mean number of latents that a step decodes
+from.  ``loss``: the last loss over the first one on the same batch, by each contender's own measure.  Other libraries: peers.py.
 
 ``--device cuda``: weights and batches are there, for ours... and dense...; a step is over when the GPU is done, and ``cpu`` is what
 it cost the processor.  Memory is not measured there.

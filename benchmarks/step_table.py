@@ -1,4 +1,4 @@
-"""The rows that say how fast a training step is, each against its goals, in about ten minutes on one thread.
+"""The rows that say how fast a training step is, each against its goals, in about half an hour on one thread.
 
     python benchmarks/step_table.py [--threads 1] [--json FILE]
 
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     batch: int
     contenders: str
     goals: dict[str, tuple[float, float | None]]
-    options: str = "--rounds 2 --untimed 1 --warmup 10 --memory ours"
+    options: str = "--rounds 2 --untimed 1 --warmup 40 --memory ours"
 
 
 ROWS = [
@@ -52,12 +52,12 @@ ROWS = [
     Row(2304, 8192, 100, 1024, "ours,dense-bf16-guess,dictionary-learning", {"dictionary-learning": (4.5, 7)}),
     Row(
         576, 16384, 64, 2048, "ours,dense-bf16-guess,dictionary-learning", {"dictionary-learning": (7.5, 12)},
-        "--dead 0.1 --rounds 3 --untimed 1 --warmup 10 --memory ours",
+        "--dead 0.1 --rounds 3 --untimed 1 --warmup 40 --memory ours",
     ),
     Row(2304, 73728, 100, 1024, "ours", {}, "--rounds 3 --untimed 1 --warmup 2 --memory="),
     Row(
         576, 8192, 32, 1024, "ours", {"d_sae": (0.8, None), "k": (0.5, None), "batch": (0.8, None)},
-        "--rounds 5 --warmup 20 --growth",
+        "--rounds 7 --warmup 40 --growth",
     ),
 ]  # fmt: skip
 
