@@ -14,7 +14,7 @@ from tl_crosscoder.dictionary.codes import Codes, DenseCodes
 from tl_crosscoder.dictionary.crosscoder import Crosscoder
 from tl_crosscoder.dictionary.normalizer import Normalizer
 from tl_crosscoder.dictionary.prefix import first_latents
-from tl_crosscoder.dictionary.scores import Crowded, ExactScores
+from tl_crosscoder.dictionary.scores import Crowded, ExactScores, GivenScores
 from tl_crosscoder.dictionary.screening import ScreenedScores
 from tl_crosscoder.dictionary.sparsity import SPARSITIES, BatchTopK, GroupMax, JumpReLU, ReLU, Split, TopK
 from tl_crosscoder.errors import CorruptFile
@@ -413,6 +413,26 @@ def test_each_part_of_a_split_sees_a_step_once_however_crowded(k):
 def test_k_decides_whether_pairs_pay_and_not_the_guess(k, form):
     crosscoder = Crosscoder(8, 256, BatchTopK(k))
     assert {type(out.codes) for out in steps_of(crosscoder)} == {form}
+
+
+def test_after_a_batch_of_few_positive_scores_no_sample_is_taken_and_many_again_change_nothing(monkeypatch):
+    """8 latents a token are asked for: 5 have a positive score, twice, then all 256."""
+    generator = torch.Generator().manual_seed(0)
+    few, many = -torch.rand(16, 256, generator=generator), torch.rand(16, 256, generator=generator)
+    few[:, :5] *= -1
+    sampled, original = [], BatchTopK._sampled_bar
+    monkeypatch.setattr(BatchTopK, "_sampled_bar", lambda *asked: sampled.append(1) or original(*asked))
+    sparsity, norms = BatchTopK(8), torch.ones(256)
+    found = [sparsity.choose(limited(pre, norms)) for pre in (few, few, many)]
+    assert [len(each) for each in found] == [80, 80, 128]
+    assert torch.equal(found[2].scores.sort().values, many.flatten().topk(128).values.flip(0))
+    assert len(sampled) == 2  # for the first batch, and for the third after a look that listed too many
+
+
+def limited(pre, norms):
+    scores = GivenScores(pre, norms)
+    scores.limit = pre.numel() // 8
+    return scores
 
 
 def test_a_guess_far_too_low_costs_a_second_look_and_changes_nothing():

@@ -102,7 +102,9 @@ class BatchTopK(Sparsity):
         wanted = min(n, count), min(n, int(self.spare * count))
         smallest, bar = self.shard.kth_largest(found.scores, *wanted)
         if n <= count:
-            self.guess = 0.0  # few are positive: next time look at all that are, without a sample
+            self.guess = (
+                None if scores.limit is None else 0.0
+            )  # few are positive: next time look at all that are
             return found, smallest
         self._expect(smallest.item(), bar.item())
         kept, ties = found.scores > smallest, (found.scores == smallest).nonzero()[:, 0]
@@ -121,7 +123,7 @@ class BatchTopK(Sparsity):
     def _at_least(self, scores: Scores, count: int) -> tuple[Found, int]:
         """All pairs above some bar, and their number: ``count`` or more, or all with a positive score where there are fewer."""
         bar, wanted = self.guess, 1.3
-        limit = None if scores.limit is None else 4 * max(count, scores.limit)
+        limit = None if scores.limit is None else 4 * (max(count, scores.limit) if bar else count)
         while True:
             if bar is None:
                 bar, wanted = self._sampled_bar(scores, wanted * count), 2 * wanted
