@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tl_crosscoder.dictionary.crosscoder import Crosscoder
+from tl_crosscoder.dictionary.init import Init
+from tl_crosscoder.dictionary.losses import MSE, AuxK
+from tl_crosscoder.dictionary.sparsity import BatchTopK
 from tl_crosscoder.errors import NonFiniteActs
+from tl_crosscoder.training.config import TrainConfig
+from tl_crosscoder.training.train import train
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
-compare, dense, ours, step = map(import_module, ["compare", "dense", "ours", "step"])
+compare, dense, ours, step, sparse_is_dense = map(
+    import_module, ["compare", "dense", "ours", "step", "sparse_is_dense"]
+)
 sys.path.remove(BENCHMARKS)
 
 SIZE = compare.Size(d_in=8, d_sae=64, k=4, batch=32, dead=0.25)
@@ -96,3 +104,28 @@ def test_a_peer_that_cannot_be_imported_is_skipped_and_said(monkeypatch):
     assert [row["key"] for row in result["rows"]] == ["ours"]
     assert "dictionary_learning" in result["skipped"]["dictionary-learning"]
     assert "skipped: dictionary_learning" in step.table(result)
+
+
+def test_training_and_a_plain_dense_loop_end_with_the_same_crosscoder(batches):
+    """Thirty steps in float64 over batches that are read several times, with dead latents, a falling step size and clipping."""
+    x = [batch.double() for batch in batches]
+    losses, config = [MSE(), AuxK(dead_after_tokens=100)], TrainConfig(30, lr=1e-2, progress=False)
+    made = [Crosscoder(8, 64, BatchTopK(4)).double() for _ in range(2)]
+    train(made[0], x, losses, config)
+    sparse_is_dense.train_densely(made[1], x, losses, config)
+    torch.testing.assert_close(made[0].state_dict(), made[1].state_dict(), rtol=1e-9, atol=1e-12)
+    assert sparse_is_dense.same_pairs(*made, torch.cat(x)) == 1
+    assert (made[0].W_dec - Crosscoder(8, 64, BatchTopK(4)).double().W_dec).abs().max() > 0.01
+
+
+def test_the_share_of_pairs_that_two_crosscoders_have_in_common_is_counted(batches):
+    made = []
+    for seed in range(2):
+        sparsity = BatchTopK(4)
+        sparsity.threshold.fill_(0.1)
+        made.append(Crosscoder(8, 64, sparsity, init=Init(seed=seed)).double().eval())
+    x = torch.cat(batches).double()
+    on = [crosscoder.encode(x) > 0 for crosscoder in made]
+    wanted = (on[0] & on[1]).sum() / (on[0] | on[1]).sum()
+    assert sparse_is_dense.same_pairs(*made, x) == pytest.approx(wanted.item())
+    assert 0 < wanted < 1
