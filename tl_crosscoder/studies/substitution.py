@@ -87,7 +87,7 @@ class SubstitutionResult(StudyResult):
         )
         won = [f"the {name.split()[1]} highest-ranked {_share(kl.loc[name])}" for name in best]
         won.append(f"all {_share(kl.loc['all'])}")
-        text = f"{cost}; of that latents win back: {', '.join(won)}."
+        text = f"{cost}; of this, latents win back: {', '.join(won)}."
         return text + "".join(self._compared(kl, row) for row in records(self.dictionaries)[1:])
 
     def _compared(self, kl: pd.DataFrame, row: dict[str, Any]) -> str:
