@@ -260,3 +260,17 @@ def test_an_unknown_demo_pair_is_named_with_the_known_ones(monkeypatch, capsys, 
 def test_debug_shows_the_traceback(monkeypatch, capsys, tmp_path):
     with pytest.raises(KeyError):
         call(monkeypatch, capsys, "--debug", "demo", "--pair", "nothing", "--out", tmp_path / "x")
+
+
+@pytest.mark.parametrize(("asked", "shown"), [((), "True"), (("--quiet",), "False")])
+def test_quiet_also_silences_the_bars_of_the_library_that_loads_models(asked, shown, tmp_path):
+    """A process of its own, for the library asks once, when it is imported; the verb itself ends at once for want of a store."""
+    script = (
+        "import sys; from tl_crosscoder import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "from transformers.utils import logging; print(logging.is_progress_bar_enabled())"
+    )
+    verb = ("train", str(tmp_path / "nothing"), *asked)
+    done = subprocess.run([sys.executable, "-c", script, *verb], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == shown
