@@ -13,6 +13,7 @@ from tests.models.tiny_models import tiny_llama_model
 from tests.studies.test_openai_judge import endpoint
 from tests.test_cli import call
 from tl_crosscoder import cli
+from tl_crosscoder.models.corpus import Corpus
 
 SIZES = ("--d-sae", 64, "--k", 4, "--steps", 40, "--batch-size", 64, "--context", 32)
 
@@ -158,6 +159,15 @@ def test_the_audit_ends_in_one_of_its_words(ask, known):
     found = kept(known, "audit")
     assert found["word"] in ("GATE_BROKEN", "DISTRIBUTION_DRIFT", "STABLE_NOT_CAUSAL", "UNDERPOWERED", "PASS")
     assert out.lstrip().startswith(found["word"])
+
+
+def test_without_plain_text_the_mean_difference_says_that_it_reads_chats(ask, monkeypatch):
+    flags_of = Corpus.flags_of
+    every = lambda corpus, i: {name: each | True for name, each in flags_of(corpus, i).items()}
+    monkeypatch.setattr(Corpus, "flags_of", every)
+    asked = ("activation-difference", "--documents", 2, "--max-new-tokens", 2)
+    said, quiet = ask(*asked)[2], ask(*asked, "--quiet")[2]
+    assert "the run has no plain text" in " ".join(said.split()) and "no plain text" not in quiet
 
 
 def test_a_run_compared_with_itself_is_the_same(known, monkeypatch, capsys, tmp_path):
