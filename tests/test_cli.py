@@ -263,8 +263,11 @@ def test_debug_shows_the_traceback(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("asked", "shown"), [((), "True"), (("--quiet",), "False")])
-def test_quiet_also_silences_the_bars_of_the_library_that_loads_models(asked, shown, tmp_path):
+def test_quiet_also_silences_the_bars_of_the_library_that_loads_models(asked, shown, tmp_path, monkeypatch):
     """A process of its own, for the library asks once, when it is imported; the verb itself ends at once for want of a store."""
+    monkeypatch.delenv(
+        "HF_HUB_DISABLE_PROGRESS_BARS", raising=False
+    )  # --quiet of another test in this process
     script = (
         "import sys; from tl_crosscoder import cli\n"
         "try: cli.main()\n"
